@@ -1,0 +1,38 @@
+# make demo: train and evaluate the demo.  make test: the whole test suite.  Both set up .venv first.
+PYTHON ?= python3
+SEED ?= 1
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Models are local; nothing may wait for a hub.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test lint setup clean
+demo: setup
+	$(BIN)/grpo-lightning fit -c configs/demo_cpu.yaml --seed_everything $(SEED) \
+		--model.model "$$($(BIN)/python -m grpo_lightning.demo)"
+
+test: lint
+	$(BIN)/python -m grpo_lightning.demo
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+$(READY): requirements/cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "expected Python 3.11 or newer as $(PYTHON); set one with: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@# Without dependency resolution: vLLM's CPU build lists a torchvision whose only release on PyPI needs CUDA.
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -r requirements/cpu.txt || \
+		{ echo "If torch+cpu was not found: it is in PyTorch's own package index for CPU builds."; \
+		  echo "Name that index in PIP_EXTRA_INDEX_URL and run make again."; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

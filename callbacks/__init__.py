@@ -1,0 +1,19 @@
+"""Callbacks for `Trainer`; `GRPOModule` adds the first three by itself where they are missing."""
+
+from grpo_lightning.callbacks.adapter_export import AdapterExport
+from grpo_lightning.callbacks.completions import CompletionLog
+from grpo_lightning.callbacks.epoch_line import EpochLine
+from grpo_lightning.callbacks.lora_sync import LoRAWeightSync
+from grpo_lightning.callbacks.perturbation import ParameterPerturbation
+from grpo_lightning.callbacks.ratio_degeneracy import RatioDegeneracyDetector
+from grpo_lightning.callbacks.run_summary import RunSummary
+
+__all__ = [
+    "AdapterExport",
+    "CompletionLog",
+    "EpochLine",
+    "LoRAWeightSync",
+    "ParameterPerturbation",
+    "RatioDegeneracyDetector",
+    "RunSummary",
+]

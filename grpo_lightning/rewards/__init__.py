@@ -1,0 +1,7 @@
+"""Rewards: plain callables from a completion to a number, and how several are combined."""
+
+from grpo_lightning.rewards.answers import last_number_correct
+from grpo_lightning.rewards.reasoning_gym import ReasoningGymReward
+from grpo_lightning.rewards.scorer import RewardFunction, Scorer
+
+__all__ = ["ReasoningGymReward", "RewardFunction", "Scorer", "last_number_correct"]

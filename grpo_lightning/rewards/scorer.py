@@ -1,0 +1,160 @@
+"""Calling reward functions: arguments by name, a time limit, checked results, a weighted sum."""
+
+import asyncio
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from grpo_lightning.errors import ConfigurationError, RewardError
+from grpo_lightning.rollout.types import Message, Task
+
+RewardFunction = Callable[..., Any]
+"""``f(completion, **fields) -> float | None``, plain or async.
+
+It receives the completion's text and, by parameter name, fields of the task's data, ``prompt`` (the messages)
+or ``task_id``. None means that it does not apply to this task.
+"""
+
+
+class Scorer:
+    """Several reward functions with weights.
+
+    Args:
+        functions: The reward functions.
+        weights: Weight of each in the sum; 1 each if omitted.
+        timeout: Seconds that one call may take.
+        on_error: ``"raise"`` stops the run when a function raises or runs out of time; ``"skip"`` takes the
+            completion out of its group instead, and counts it.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[RewardFunction],
+        *,
+        weights: Sequence[float] | None = None,
+        timeout: float = 30.0,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        if not functions:
+            raise ConfigurationError("expected at least one reward function, but got none")
+        if weights is not None and len(weights) != len(functions):
+            raise ConfigurationError(f"expected one weight per reward, but got {len(weights)} for {len(functions)}")
+        if not timeout > 0:
+            raise ConfigurationError(f"expected a reward timeout > 0 seconds, but got {timeout}")
+        self._functions = dict(zip(_unique_names(functions), functions, strict=True))
+        self._weights = dict(zip(self._functions, weights or [1.0] * len(functions), strict=True))
+        self._timeout = timeout
+        self._on_error = on_error
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each reward."""
+        return tuple(self._functions)
+
+    def check(self, task: Task) -> None:
+        """Refuse functions that ask for a field that the tasks do not have.
+
+        Raises:
+            ConfigurationError: Naming function, parameter and the fields that there are.
+        """
+        fields = _fields(task)
+        for name, function in self._functions.items():
+            parameters = list(inspect.signature(function).parameters.values())
+            if not parameters:
+                raise ConfigurationError(f"expected reward {name!r} to take the completion, but it takes no argument")
+            missing = [
+                p.name
+                for p in parameters[1:]
+                if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in fields
+            ]
+            if missing:
+                raise ConfigurationError(
+                    f"reward {name!r} asks for {', '.join(map(repr, missing))}, but the tasks have "
+                    f"{', '.join(map(repr, sorted(fields)))}"
+                )
+
+    async def score(self, task: Task, completion: str) -> tuple[dict[str, float | None], float | None, str | None]:
+        """Call every function.
+
+        Returns:
+            Each reward by name, the weighted sum of those that apply (None if none does), and why there is none.
+
+        Raises:
+            RewardError: If a function returns something that is no reward; if it raises or runs out of time and
+                errors are not skipped.
+        """
+        fields = _fields(task)
+        rewards: dict[str, float | None] = {}
+        failures = []
+        for name, function in self._functions.items():
+            try:
+                async with asyncio.timeout(self._timeout):
+                    value = await _call(function, completion, fields)
+            except TimeoutError:
+                failures.append(f"reward {name!r} took longer than {self._timeout:g} s on task {task.id!r}")
+                continue
+            except Exception as error:
+                message = (
+                    f"reward {name!r} raised {type(error).__name__}: {error} on task {task.id!r}, "
+                    f"completion {completion!r}"
+                )
+                if self._on_error == "raise":
+                    raise RewardError(message) from error
+                failures.append(message)
+                continue
+            rewards[name] = _checked(name, value, task, completion)
+        if failures:
+            if self._on_error == "raise":
+                raise RewardError(failures[0] + ". Raise reward_timeout, or set reward_errors to 'skip'.")
+            return rewards, None, "; ".join(failures)
+        values = [self._weights[name] * value for name, value in rewards.items() if value is not None]
+        if not values:
+            return rewards, None, "no reward applies to this task"
+        return rewards, math.fsum(values), None
+
+
+async def _call(function: RewardFunction, completion: str, fields: Mapping[str, Any]) -> Any:
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        arguments = dict(fields)
+    else:
+        arguments = {p.name: fields[p.name] for p in parameters if p.name in fields}
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        return await function(completion, **arguments)
+    # A thread of its own keeps a slow function from holding up the others; on a timeout it is left behind.
+    result = await asyncio.to_thread(function, completion, **arguments)
+    return await result if inspect.isawaitable(result) else result
+
+
+def _fields(task: Task) -> dict[str, Any]:
+    prompt: tuple[Message, ...] = task.messages
+    return {"prompt": prompt, "task_id": task.id, **task.data}
+
+
+def _checked(name: str, value: Any, task: Task, completion: str) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, str) or not math.isfinite(number):
+        raise RewardError(
+            f"expected reward {name!r} to return a finite number or None, but got {value!r} "
+            f"on task {task.id!r}, completion {completion!r}"
+        )
+    return number
+
+
+def _unique_names(functions: Sequence[RewardFunction]) -> list[str]:
+    names: list[str] = []
+    for function in functions:
+        name = getattr(function, "__name__", None) or type(function).__name__
+        number = 2
+        unique = name
+        while unique in names:
+            unique = f"{name}_{number}"
+            number += 1
+        names.append(unique)
+    return names

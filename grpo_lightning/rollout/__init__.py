@@ -1,0 +1,1 @@
+"""Engines, collection of rollouts, and packing."""

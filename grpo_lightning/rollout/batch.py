@@ -1,0 +1,107 @@
+"""The packed batch that the trainer computes on.
+
+Shapes: ``T`` input tokens, ``R`` rows (a shared prompt and its completions), ``S`` sequences (completions),
+``N`` sampled tokens.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+PROMPT = -1
+"""`PackedBatch.sequence_ids` of prompt tokens."""
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One micro-batch: rows laid end to end, each a prompt once and then its completions, without padding.
+
+    A completion's tokens see the prompt of their row and their own earlier tokens. The last token of a
+    completion predicts nothing, so it is not among the inputs. Sampled tokens stand in row order.
+
+    Attributes:
+        input_ids: Tokens, int64 ``[T]``.
+        position_ids: Position in the token's own sequence (restarts after the prompt), int64 ``[T]``.
+        row_ids: Row of each token, int64 ``[T]``.
+        sequence_ids: Sequence of each token within the batch, `PROMPT` for prompt tokens, int64 ``[T]``.
+        target_ids: The sampled tokens, int64 ``[N]``.
+        target_index: Index in ``T`` of the hidden state that predicts each, int64 ``[N]``.
+        sequence_index: Sequence of each sampled token, int64 ``[N]``.
+        old_logprobs: Log-probability stored when the token was sampled, float32 ``[N]``.
+        advantages: Advantage of each sampled token, float32 ``[N]``.
+        loss_weight: Weight in the loss of the whole optimizer step, float32 ``[N]``; 0 in fillers.
+        policy_version: Version that sampled each token, int64 ``[N]``.
+        temperature: Sampling temperature.
+        index: Position of this micro-batch in the rollout; -1 if it belongs to none.
+        first_of_rollout: Whether this is the first micro-batch computed after sampling.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    row_ids: Tensor
+    sequence_ids: Tensor
+    target_ids: Tensor
+    target_index: Tensor
+    sequence_index: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    loss_weight: Tensor
+    policy_version: Tensor
+    temperature: float
+    index: int = -1
+    first_of_rollout: bool = False
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same batch with all tensors on another device."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Self:
+        """The same batch in pinned memory (called by data loaders that pin)."""
+        pinned = {
+            f.name: getattr(self, f.name).pin_memory()
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **pinned)
+
+    @property
+    def num_tokens(self) -> int:
+        """Input tokens ``T``."""
+        return self.input_ids.shape[0]
+
+    @property
+    def num_targets(self) -> int:
+        """Sampled tokens ``N``."""
+        return self.target_ids.shape[0]
+
+    def first_rows(self, max_tokens: int) -> Self:
+        """The leading rows with at most ``max_tokens`` input tokens together, but at least one row.
+
+        Its sampled tokens are the leading ones of this batch.
+        """
+        row_ends = torch.bincount(self.row_ids).cumsum(0)
+        rows = max(1, int((row_ends <= max_tokens).sum()))
+        tokens = slice(0, int(row_ends[rows - 1]))
+        # Targets follow the order of rows, so those of the leading rows lead as well.
+        targets = slice(0, int((self.row_ids[self.target_index] < rows).sum()))
+        per_token = {n: getattr(self, n)[tokens] for n in ("input_ids", "position_ids", "row_ids", "sequence_ids")}
+        per_target = {
+            n: getattr(self, n)[targets]
+            for n in (
+                "target_ids",
+                "target_index",
+                "sequence_index",
+                "old_logprobs",
+                "advantages",
+                "loss_weight",
+                "policy_version",
+            )
+        }
+        return replace(self, **per_token, **per_target)

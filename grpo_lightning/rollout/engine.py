@@ -1,0 +1,99 @@
+"""What every rollout engine can do."""
+
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol, TypeVar, runtime_checkable
+
+from grpo_lightning.rollout.types import AdapterRef, Generation, SamplingSettings
+
+T = TypeVar("T")
+
+
+class Current(Enum):
+    """Type of `CURRENT`."""
+
+    CURRENT = "the adapter that was loaded last"
+
+
+CURRENT: Final = Current.CURRENT
+"""Stands for the adapter that was loaded last; None stands for the base model."""
+
+Adapter = AdapterRef | Literal[Current.CURRENT] | None
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine needs to know of the policy. It comes from the module, so it is said once.
+
+    Attributes:
+        model: Directory or hub name of the base model.
+        lora_rank: Rank of the adapters that will be loaded.
+        max_length: Longest sequence (prompt and completion), in tokens, that will be asked for.
+        max_concurrency: Most requests that will be in flight at once.
+        seed: Base seed of the run.
+    """
+
+    model: str
+    lora_rank: int
+    max_length: int
+    max_concurrency: int
+    seed: int = 0
+
+
+@runtime_checkable
+class RolloutEngine(Protocol):
+    """Token ids in, token ids and logprobs out; adapters loaded at run time.
+
+    Many `generate` calls may be in flight at once; the engine batches them. All coroutines run on the engine's
+    own event loop, through `run`.
+    """
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the adapter that `CURRENT` stands for; -1 until one was loaded."""
+        ...
+
+    def start(self, spec: EngineSpec) -> None:
+        """Begin starting up and return at once; errors surface at the first use. Idempotent for equal specs."""
+        ...
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the engine's loop and wait for it."""
+        ...
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingSettings,
+        *,
+        seed: int | None = None,
+        adapter: Adapter = CURRENT,
+        cache_salt: str | None = None,
+    ) -> Generation:
+        """Sample one completion. Requests with different ``cache_salt`` never share cached prefixes."""
+        ...
+
+    async def score(self, token_ids: Sequence[int], *, adapter: Adapter = CURRENT) -> list[float]:
+        """Log-probability (temperature 1) of each token but the first, given those before it."""
+        ...
+
+    def load_adapter(self, ref: AdapterRef) -> None:
+        """Load a published adapter and make it `CURRENT`. Returns when requests would use it."""
+        ...
+
+    def close(self) -> None:
+        """Stop and release everything, from any state. Idempotent."""
+        ...
+
+
+def require_directory(ref: AdapterRef) -> Path:
+    """The adapter's directory.
+
+    Raises:
+        FileNotFoundError: If the directory holds no adapter.
+    """
+    if not (ref.path / "adapter_config.json").is_file():
+        raise FileNotFoundError(f"expected a PEFT adapter in {ref.path}, but found no adapter_config.json there")
+    return ref.path

@@ -1,0 +1,65 @@
+"""One event loop on one background thread, for the whole life of an engine."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.5
+
+
+class EventLoopThread:
+    """Runs coroutines for synchronous callers.
+
+    vLLM's asynchronous client ties itself to the loop it starts on, so ``asyncio.run`` per rollout would break
+    it, and fails outright where a loop is already running (notebooks).
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start the coroutine and return at once."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Wait for the coroutine's result; if the waiting is interrupted (ctrl-C), cancel the coroutine."""
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise RuntimeError("run() was called on the loop's own thread, where it would wait for itself")
+        future = self.submit(coroutine)
+        try:
+            while True:
+                try:
+                    # Waiting in slices keeps the main thread able to take signals.
+                    return future.result(timeout=_POLL_SECONDS)
+                except FutureTimeout:
+                    if future.done():
+                        raise
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Cancel what is running, stop the loop and join its thread. Idempotent."""
+        if self._loop.is_closed():
+            return
+
+        async def cancel_all() -> None:
+            tasks = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(cancel_all(), self._loop).result(timeout=10)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout=10)
+        if not self._loop.is_running():
+            self._loop.close()
