@@ -231,8 +231,8 @@ class RolloutDataModule(LightningDataModule):
         return (
             f"Each epoch: {self.prompts_per_rollout} prompts x {self.samples_per_prompt} samples = {completions} "
             f"completions of at most {self.max_tokens} tokens -> {self.updates_per_rollout} updates{passes} of "
-            f"{completions // self.updates_per_rollout} completions in {trainer.accumulate_grad_batches} micro-batches. "
-            f"{len(self.tasks)} tasks{held_out}."
+            f"{completions // self.updates_per_rollout} completions in "
+            f"{trainer.accumulate_grad_batches} micro-batches. {len(self.tasks)} tasks{held_out}."
         )
 
     def teardown(self, stage: str) -> None:

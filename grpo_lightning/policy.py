@@ -6,7 +6,7 @@ Shapes: ``T`` packed tokens, ``N`` sampled tokens, ``H`` hidden size, ``S`` sequ
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn

@@ -306,7 +306,7 @@ def check_moved(*, grad_norm: float, lr: float, update_norm: float, updates: int
     return Verdict(
         name,
         Status.FAIL,
-        "The optimizer step did not change a single trainable parameter, although neither gradient nor learning rate is 0.",
+        "The optimizer step changed no trainable parameter, although neither gradient nor learning rate is 0.",
         "Check that the optimizer holds the policy's trainable parameters, and that their dtype can take the update.",
         {"gradient norm": grad_norm, "learning rate": lr, "update norm": update_norm, "updates": updates},
     )
