@@ -138,8 +138,9 @@ def draw(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], pa
     reward.set(title="Reward", xlabel="epoch", ylim=(0, None))
     reward.legend(loc="lower right", fontsize=8)
     mean, std = series("ppo/ratio_mean"), series("ppo/ratio_std")
-    ratio.fill_between(x, series("ppo/ratio_min"), series("ppo/ratio_max"), alpha=0.15, step=None, label="min to max")
-    ratio.errorbar(x, mean, yerr=std, marker="o", markersize=3, capsize=2, label="mean ± std")
+    low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
+    ratio.fill_between(x, low, high, alpha=0.25, label="mean ± std")
+    ratio.plot(x, mean, marker="o", markersize=3, label="mean")
     ratio.set(title="PPO ratio before clipping", xlabel="epoch")
     ratio.legend(loc="upper left", fontsize=8)
     bottom = [0.0] * len(epochs)
@@ -148,7 +149,8 @@ def draw(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], pa
         seconds.bar(x, values, bottom=bottom, label=phase)
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     seconds.set(title="Seconds by phase", xlabel="epoch")
-    seconds.legend(loc="lower right", fontsize=8)
+    seconds.legend(loc="upper right", fontsize=8, ncols=3)
+    seconds.margins(y=0.2)
     figure.savefig(path, dpi=110)
 
 

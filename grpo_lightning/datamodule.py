@@ -4,7 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -35,11 +35,16 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
 class EvaluationBatch:
-    """Held-out tasks of one validation step."""
+    """Held-out tasks of one validation step.
 
-    tasks: tuple[Task, ...]
+    Args:
+        tasks: The tasks.
+    """
+
+    # Not a dataclass, as `PackedBatch` is none.
+    def __init__(self, tasks: tuple[Task, ...]) -> None:
+        self.tasks = tasks
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "EvaluationBatch":
         """Itself: tasks hold no tensors."""
@@ -255,6 +260,7 @@ class RolloutDataModule(LightningDataModule):
 
         module = self._module()
         sync = next((c for c in self._trainer().callbacks if isinstance(c, LoRAWeightSync)), None)
+        self.engine.wait_until_ready()
         if self.engine.policy_version != module.policy_version and sync is not None:
             begin = time.perf_counter()
             sync.publish(module, self.engine)
@@ -341,7 +347,7 @@ class RolloutDataModule(LightningDataModule):
         filler = filler_row(min(some_rows, key=lambda row: row.num_tokens))
         cut: list[list[Row]] = [m for rows in updates for m in split_rows(rows or [filler], micro_batches)]
         packed = [pack(rows, self.temperature) for rows in cut] * self.inner_epochs
-        return tuple(replace(batch, index=index, first_of_rollout=index == 0) for index, batch in enumerate(packed))
+        return tuple(batch.replace(index=index, first_of_rollout=index == 0) for index, batch in enumerate(packed))
 
     def stored_logprobs(self, batch_index: Tensor, token_index: Tensor) -> Tensor:
         """The engine's logprobs of sampled tokens, from the rollout's own ledger.

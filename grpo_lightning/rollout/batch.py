@@ -4,8 +4,8 @@ Shapes: ``T`` input tokens, ``R`` rows (a shared prompt and its completions), ``
 ``N`` sampled tokens.
 """
 
-from dataclasses import dataclass, fields, replace
-from typing import Self
+from collections.abc import Callable
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +14,18 @@ PROMPT = -1
 """`PackedBatch.sequence_ids` of prompt tokens."""
 
 
-@dataclass(frozen=True)
+_PER_TOKEN = ("input_ids", "position_ids", "row_ids", "sequence_ids")
+_PER_TARGET = (
+    "target_ids",
+    "target_index",
+    "sequence_index",
+    "old_logprobs",
+    "advantages",
+    "loss_weight",
+    "policy_version",
+)
+
+
 class PackedBatch:
     """One micro-batch: rows laid end to end, each a prompt once and then its completions, without padding.
 
@@ -50,26 +61,50 @@ class PackedBatch:
     loss_weight: Tensor
     policy_version: Tensor
     temperature: float
-    index: int = -1
-    first_of_rollout: bool = False
+    index: int
+    first_of_rollout: bool
+
+    # Not a dataclass: Lightning's bf16-true would rewrite the floating-point fields of one in bfloat16, and with
+    # them the stored logprobs.
+    def __init__(
+        self,
+        *,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        row_ids: Tensor,
+        sequence_ids: Tensor,
+        target_ids: Tensor,
+        target_index: Tensor,
+        sequence_index: Tensor,
+        old_logprobs: Tensor,
+        advantages: Tensor,
+        loss_weight: Tensor,
+        policy_version: Tensor,
+        temperature: float,
+        index: int = -1,
+        first_of_rollout: bool = False,
+    ) -> None:
+        fields = locals()
+        del fields["self"]
+        self.__dict__.update(fields)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"a packed batch cannot be changed; make another with replace({name}=...)")
+
+    def replace(self, **changes: Any) -> Self:
+        """The same batch with some fields replaced."""
+        return type(self)(**{**self.__dict__, **changes})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch with all tensors on another device."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking), _PER_TOKEN + _PER_TARGET)
 
     def pin_memory(self) -> Self:
         """The same batch in pinned memory (called by data loaders that pin)."""
-        pinned = {
-            f.name: getattr(self, f.name).pin_memory()
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
-        return replace(self, **pinned)
+        return self._map(Tensor.pin_memory, _PER_TOKEN + _PER_TARGET)
+
+    def _map(self, function: Callable[[Tensor], Tensor], names: tuple[str, ...]) -> Self:
+        return self.replace(**{name: function(self.__dict__[name]) for name in names})
 
     @property
     def num_tokens(self) -> int:
@@ -91,17 +126,5 @@ class PackedBatch:
         tokens = slice(0, int(row_ends[rows - 1]))
         # Targets follow the order of rows, so those of the leading rows lead as well.
         targets = slice(0, int((self.row_ids[self.target_index] < rows).sum()))
-        per_token = {n: getattr(self, n)[tokens] for n in ("input_ids", "position_ids", "row_ids", "sequence_ids")}
-        per_target = {
-            n: getattr(self, n)[targets]
-            for n in (
-                "target_ids",
-                "target_index",
-                "sequence_index",
-                "old_logprobs",
-                "advantages",
-                "loss_weight",
-                "policy_version",
-            )
-        }
-        return replace(self, **per_token, **per_target)
+        leading = self._map(lambda tensor: tensor[tokens], _PER_TOKEN)
+        return leading._map(lambda tensor: tensor[targets], _PER_TARGET)

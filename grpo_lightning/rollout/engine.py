@@ -59,6 +59,14 @@ class RolloutEngine(Protocol):
         """Begin starting up and return at once; errors surface at the first use. Idempotent for equal specs."""
         ...
 
+    def wait_until_ready(self) -> None:
+        """Wait until requests can be taken.
+
+        Raises:
+            EngineDiedError: If the engine did not start.
+        """
+        ...
+
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the engine's loop and wait for it."""
         ...

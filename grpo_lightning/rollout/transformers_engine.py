@@ -90,6 +90,10 @@ class TransformersEngine:
             self._model = model.to(device).eval()
         return self._model
 
+    def wait_until_ready(self) -> None:
+        """Load the model."""
+        self._loaded()
+
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the engine's event loop and wait for it."""
         if self._loop is None:

@@ -145,14 +145,22 @@ class VLLMEngine:
 
     async def _client(self) -> Any:
         future = self._started()
-        if not future.done():
-            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), self._start_timeout)
         try:
-            return future.result()
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), self._start_timeout)
+        except TimeoutError as error:
+            raise EngineDiedError(f"vLLM did not start within {self._start_timeout:g} s (start_timeout)") from error
         except Exception as error:
             raise EngineDiedError(
                 f"vLLM did not start: {type(error).__name__}: {error}. Its log above says more."
             ) from error
+
+    def wait_until_ready(self) -> None:
+        """Wait until the engine's processes are up.
+
+        Raises:
+            EngineDiedError: If they did not start, or not in time.
+        """
+        self.run(self._client())
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the engine's event loop and wait for it."""

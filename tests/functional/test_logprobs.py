@@ -1,0 +1,273 @@
+import math
+import random
+
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from grpo_lightning.functional import token_logprobs
+
+TWO_LINES = 2 * 11 * 8
+"""Bytes of two lines of float64 logits over the vocabulary of `problem`."""
+
+
+def problem(n=7, h=5, v=11, seed=0, dtype=torch.float64, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(n, h, generator=generator, dtype=torch.float64) * scale
+    head = torch.randn(v, h, generator=generator, dtype=torch.float64)
+    targets = torch.randint(v, (n,), generator=generator)
+    return hidden.to(dtype), head.to(dtype), targets
+
+
+def oracle(hidden, head, targets, temperature):
+    """Log-probabilities, entropies and the gradients of each log-probability, by loops over floats."""
+    result = []
+    for line, target in zip(hidden, targets, strict=True):
+        logits = [math.fsum(a * b for a, b in zip(line, row, strict=True)) / temperature for row in head]
+        top = max(logits)
+        log_z = top + math.log(math.fsum(math.exp(z - top) for z in logits))
+        logp = [z - log_z for z in logits]
+        entropy = -math.fsum(math.exp(lp) * lp for lp in logp)
+        wrt_hidden = [
+            (head[target][j] - math.fsum(math.exp(lp) * row[j] for lp, row in zip(logp, head, strict=True)))
+            / temperature
+            for j in range(len(line))
+        ]
+        # d logp[target] / d head[v] = (1[v = target] - pi_v) * hidden / T
+        wrt_head = [[((v == target) - math.exp(lp)) * x / temperature for x in line] for v, lp in enumerate(logp)]
+        result.append((logp[target], entropy, wrt_hidden, wrt_head))
+    return result
+
+
+def plain(hidden, head, targets, temperature):
+    logp = torch.log_softmax((hidden @ head.T) / temperature, dim=-1)
+    return logp.gather(1, targets[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1)
+
+
+def test_golden_numbers():
+    # Logits ln 1, ln 2, ln 5: probabilities 1/8, 2/8, 5/8.
+    head = torch.tensor([[0.0], [math.log(2)], [math.log(5)]], dtype=torch.float64)
+    hidden = torch.ones(3, 1, dtype=torch.float64)
+    logprobs, entropy = token_logprobs(hidden, head, torch.tensor([0, 1, 2]))
+    assert logprobs.tolist() == pytest.approx(
+        [-2.0794415416798357, -1.3862943611198906, -0.4700036292457356], rel=1e-14
+    )
+    expected = math.log(8) / 8 + math.log(4) / 4 + math.log(8 / 5) * 5 / 8
+    assert entropy.tolist() == pytest.approx([expected] * 3, rel=1e-14)
+
+
+def test_golden_temperature():
+    # Half the temperature squares the odds: 1, 4, 25 of 30. Twice the temperature takes their roots: 1 : 2 : 5.
+    head = torch.tensor([[0.0], [math.log(2)], [math.log(5)]], dtype=torch.float64)
+    cold, _ = token_logprobs(torch.ones(3, 1, dtype=torch.float64), head, torch.arange(3), temperature=0.5)
+    assert cold.exp().tolist() == pytest.approx([1 / 30, 4 / 30, 25 / 30], rel=1e-14)
+    warm, _ = token_logprobs(torch.full((3, 1), 2.0, dtype=torch.float64), head, torch.arange(3), temperature=2.0)
+    assert warm.exp().tolist() == pytest.approx([1 / 8, 2 / 8, 5 / 8], rel=1e-14)
+
+
+def test_uniform_distribution_has_entropy_log_v():
+    _, entropy = token_logprobs(torch.zeros(2, 3), torch.ones(50, 3), torch.tensor([0, 49]))
+    assert entropy.tolist() == pytest.approx([math.log(50)] * 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.9])
+@pytest.mark.parametrize("chunk_bytes", [1, TWO_LINES, 10**6])
+def test_equals_the_oracle(trainable, temperature, chunk_bytes):
+    hidden, head, targets = problem()
+    hidden.requires_grad_()
+    head.requires_grad_(trainable)
+    logprobs, entropy = token_logprobs(hidden, head, targets, temperature=temperature, chunk_bytes=chunk_bytes)
+    weight = [0.3, -1.0, 2.0, 0.0, 0.7, -0.2, 1.1]
+    (torch.tensor(weight, dtype=torch.float64) * logprobs).sum().backward()
+    expected = oracle(hidden.tolist(), head.tolist(), targets.tolist(), temperature)
+    assert logprobs.tolist() == pytest.approx([e[0] for e in expected], rel=1e-12)
+    assert entropy.tolist() == pytest.approx([e[1] for e in expected], rel=1e-12)
+    for n, (_, _, wrt_hidden, _) in enumerate(expected):
+        assert hidden.grad[n].tolist() == pytest.approx([weight[n] * g for g in wrt_hidden], rel=1e-10, abs=1e-14)
+    if trainable:
+        for v, j in ((v, j) for v in range(head.shape[0]) for j in range(head.shape[1])):
+            total = math.fsum(w * e[3][v][j] for w, e in zip(weight, expected, strict=True))
+            assert head.grad[v, j].item() == pytest.approx(total, rel=1e-10, abs=1e-14)
+    else:
+        assert head.grad is None
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
+def test_equals_the_full_log_softmax(trainable, dtype, tolerance):
+    hidden, head, targets = problem(n=53, h=16, v=301, seed=1, dtype=dtype, scale=0.5)
+    weight = torch.randn(53, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    results = []
+    for function in (plain, token_logprobs):
+        h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_(trainable)
+        # Seven lines a chunk: eight chunks, the last one shorter.
+        kwargs = {"chunk_bytes": 7 * 301 * h.element_size()} if function is token_logprobs else {}
+        logprobs, entropy = function(h, w, targets, temperature=0.7, **kwargs)
+        (weight * logprobs).sum().backward()
+        results.append((logprobs.detach(), entropy.detach(), h.grad, w.grad if trainable else torch.zeros(())))
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=10 * tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_gradcheck(trainable):
+    hidden, head, targets = problem(n=5, h=2, v=4)
+    hidden.requires_grad_()
+    head.requires_grad_(trainable)
+
+    def function(h, w):
+        return token_logprobs(h, w, targets, temperature=0.7, chunk_bytes=2 * 4 * 8)[0]
+
+    assert torch.autograd.gradcheck(function, (hidden, head))
+
+
+def test_gradcheck_of_the_head_alone():
+    hidden, head, targets = problem(n=5, h=2, v=4)
+    head.requires_grad_()
+    assert torch.autograd.gradcheck(lambda w: token_logprobs(hidden, w, targets, chunk_bytes=2 * 4 * 8)[0], head)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_entropies_carry_no_gradient(trainable):
+    hidden, head, targets = problem()
+    logprobs, entropy = token_logprobs(hidden.requires_grad_(), head.requires_grad_(trainable), targets)
+    assert logprobs.requires_grad
+    assert not entropy.requires_grad
+
+
+def test_without_gradients_nothing_is_kept():
+    hidden, head, targets = problem()
+    with torch.no_grad():
+        logprobs, _ = token_logprobs(hidden.requires_grad_(), head.requires_grad_(), targets)
+    assert logprobs.grad_fn is None
+    torch.testing.assert_close(logprobs, plain(hidden, head, targets, 1.0)[0].detach())
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_bfloat16_is_normalised_in_float32(trainable):
+    hidden, head, targets = problem(n=9, h=8, v=50, dtype=torch.bfloat16)
+    hidden.requires_grad_()
+    logprobs, entropy = token_logprobs(hidden, head.requires_grad_(trainable), targets, chunk_bytes=4 * 50 * 2)
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    logits = torch.nn.functional.linear(hidden, head).float()
+    expected = torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1)
+    torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-6)
+    logprobs.sum().backward()
+    assert hidden.grad.dtype == torch.bfloat16
+    exact = hidden.detach().double().requires_grad_()
+    plain(exact, head.detach().double(), targets, 1.0)[0].sum().backward()
+    # bfloat16 has 8 bits: 0.4 % of a sum of terms of about 1.
+    torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_no_tokens(trainable):
+    hidden = torch.zeros(0, 4, requires_grad=True)
+    head = torch.ones(6, 4, requires_grad=trainable)
+    logprobs, entropy = token_logprobs(hidden, head, torch.zeros(0, dtype=torch.int64))
+    assert logprobs.shape == entropy.shape == (0,)
+    logprobs.sum().backward()
+    assert hidden.grad.shape == (0, 4)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_extreme_logits_stay_finite(trainable):
+    head = torch.tensor([[1.0], [-1.0]], requires_grad=trainable)
+    hidden = torch.tensor([[300.0], [300.0]], requires_grad=True)
+    logprobs, entropy = token_logprobs(hidden, head, torch.tensor([0, 1]))
+    assert logprobs.tolist() == [0.0, -600.0]
+    assert entropy.tolist() == [0.0, 0.0]
+    logprobs.sum().backward()
+    # d logp[1] / dh = head[1] - head[0] = -2.
+    assert hidden.grad.tolist() == [[0.0], [-2.0]]
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_order_of_tokens_does_not_matter(trainable):
+    hidden, head, targets = problem(n=20)
+    order = list(range(20))
+    random.Random(3).shuffle(order)
+    head.requires_grad_(trainable)
+    one, entropy = token_logprobs(hidden, head, targets, chunk_bytes=TWO_LINES)
+    other, other_entropy = token_logprobs(hidden[order], head, targets[order], chunk_bytes=TWO_LINES)
+    torch.testing.assert_close(other, one[order], rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(other_entropy, entropy[order], rtol=1e-14, atol=1e-14)
+
+
+class _Memory(TorchDispatchMode):
+    """Largest tensor that any operation makes, and the most bytes that live at once of all that were made."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = self.peak = self.calls = 0
+        self._live = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.calls += 1
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor):
+                self.largest = max(self.largest, t.numel())
+                storage = t.untyped_storage()
+                # Views and in-place results make no memory.
+                if storage._cdata not in given:
+                    self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self._live = {k: v for k, v in self._live.items() if not v[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return out
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_tokens_times_vocabulary_never_exists(trainable):
+    n, h, v, chunk = 400, 4, 1000, 8
+    hidden, head, targets = problem(n=n, h=h, v=v, dtype=torch.float32)
+    hidden.requires_grad_()
+    head.requires_grad_(trainable)
+    weight = torch.linspace(-1, 1, n)
+
+    def step(function, **kwargs):
+        hidden.grad = head.grad = None
+        with _Memory() as memory:
+            logprobs, _ = function(hidden, head, targets, temperature=0.7, **kwargs)
+            loss = (weight * logprobs).sum()
+            forward_calls = memory.calls
+            loss.backward()
+        assert memory.calls > forward_calls, "the mode must see the backward pass"
+        return memory
+
+    memory = step(token_logprobs, chunk_bytes=chunk * v * 4)
+    assert memory.largest <= max(chunk * v, n * h, v * h)
+    # A few chunks at a time (logits, their softmax, its gradient), besides tensors of the inputs' sizes.
+    assert memory.peak <= 4 * (6 * chunk * v + 4 * (n * h + v * h) + 8 * n)
+    # The measurement does see a whole [N, V], so the bounds mean something.
+    whole = step(plain)
+    assert whole.largest == n * v
+    assert whole.peak >= 4 * n * v
+    assert whole.peak > 5 * memory.peak
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 4), (torch.float32, 4), (torch.float64, 8)])
+def test_chunk_bytes_bound_the_normalised_logits(dtype, size):
+    n, v = 64, 500
+    hidden, head, targets = problem(n=n, h=2, v=v, dtype=dtype)
+    with _Memory() as memory:
+        token_logprobs(hidden, head, targets, chunk_bytes=5 * v * size + 1)
+    assert memory.largest == 5 * v
+
+
+def test_wrong_input_is_named():
+    hidden, head, targets = problem()
+    shapes = r"\[N, H\], head \[V, H\] and targets \[N\], but got \(7, 5\), \(11, 5\) and \(6,\)"
+    with pytest.raises(ValueError, match=shapes):
+        token_logprobs(hidden, head, targets[:6])
+    with pytest.raises(ValueError, match=r"but got \(7, 5\), \(11, 4\) and \(7,\)"):
+        token_logprobs(hidden, head[:, :4], targets)
+    with pytest.raises(ValueError, match=r"but got \(1, 7, 5\), \(11, 5\) and \(7,\)"):
+        token_logprobs(hidden[None], head, targets)
+    for temperature in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=f"expected a temperature > 0, but got {temperature}"):
+            token_logprobs(hidden, head, targets, temperature=temperature)

@@ -1,0 +1,212 @@
+"""The real vLLM engine, on tiny models: the Qwen3 class, adapters, death, interruption, orphans."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from grpo_lightning import GRPOModule, RolloutDataModule, VLLMEngine
+from grpo_lightning.adapters import save_adapter
+from grpo_lightning.errors import ConfigurationError, EngineDiedError, RolloutError
+from grpo_lightning.policy import load_policy
+from grpo_lightning.rollout.engine import EngineSpec
+from grpo_lightning.rollout.types import AdapterRef, SamplingSettings
+from grpo_lightning.tasks import SumTasks
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+SPEC = {"lora_rank": 4, "max_length": 96, "max_concurrency": 16}
+PROMPT = list(range(10, 30))
+
+
+@pytest.fixture(scope="module")
+def qwen3(tiny_qwen3_for_vllm):
+    return tiny_qwen3_for_vllm
+
+
+def random_adapter(model, directory, seed, version):
+    """An adapter with a visible effect, and the policy that it belongs to."""
+    policy = load_policy(model, dtype="float32", lora_rank=4)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in policy.trainable_parameters().values():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    path = directory / f"adapter-{seed}"
+    save_adapter(policy, path)
+    return AdapterRef(path.name, seed, path, version), policy
+
+
+def logprobs_of(policy, prompt, tokens):
+    ids = torch.tensor([[*prompt, *tokens]])
+    with torch.no_grad():
+        logp = policy.model(input_ids=ids).logits[0].log_softmax(-1)
+    return logp[len(prompt) - 1 : -1].gather(1, torch.tensor(tokens)[:, None]).squeeze(1)
+
+
+def test_generate_score_adapters_and_death(qwen3, tmp_path):
+    engine = VLLMEngine(dtype="float32")
+    try:
+        engine.start(EngineSpec(model=qwen3, **SPEC))
+        engine.start(EngineSpec(model=qwen3, **SPEC))
+        with pytest.raises(ConfigurationError, match="was started for"):
+            engine.start(EngineSpec(model="other", **SPEC))
+        assert engine.policy_version == -1
+        sampling = SamplingSettings(max_tokens=8, temperature=0.7)
+        references = {}
+        for seed, version in ((1, 0), (2, 5)):
+            ref, references[version] = random_adapter(qwen3, tmp_path, seed, version)
+            engine.load_adapter(ref)
+            assert engine.policy_version == version
+            generation = engine.run(engine.generate(PROMPT, sampling, seed=3))
+            assert generation.policy_version == version
+            assert len(generation.token_ids) == len(generation.logprobs) == 8
+            ids = torch.tensor([[*PROMPT, *generation.token_ids]])
+            with torch.no_grad():
+                processed = (references[version].model(input_ids=ids).logits[0] / 0.7).log_softmax(-1)
+            expected = processed[len(PROMPT) - 1 : -1].gather(1, torch.tensor(generation.token_ids)[:, None]).squeeze(1)
+            torch.testing.assert_close(torch.tensor(generation.logprobs), expected, atol=1e-4, rtol=0)
+            scores = engine.run(engine.score([*PROMPT, *generation.token_ids]))
+            torch.testing.assert_close(
+                torch.tensor(scores[len(PROMPT) - 1 :]),
+                logprobs_of(references[version], PROMPT, list(generation.token_ids)),
+                atol=1e-4,
+                rtol=0,
+            )
+        # The base model beside the adapter in the same step: its rows must stay untouched.
+        async def both():
+            return await asyncio.gather(
+                engine.generate(PROMPT, SamplingSettings(6, 0.0)),
+                engine.generate(PROMPT, SamplingSettings(6, 0.0), adapter=None),
+                engine.generate(PROMPT, SamplingSettings(6, 1.0), seed=1, cache_salt="a"),
+            )
+
+        tuned, base, _ = engine.run(both())
+        torch.testing.assert_close(
+            torch.tensor(tuned.logprobs), logprobs_of(references[5], PROMPT, list(tuned.token_ids)), atol=1e-4, rtol=0
+        )
+        with references[5].reference():
+            expected = logprobs_of(references[5], PROMPT, list(base.token_ids))
+        torch.testing.assert_close(torch.tensor(base.logprobs), expected, atol=1e-4, rtol=0)
+        assert base.policy_version == -1
+
+        stopped = engine.run(engine.generate(PROMPT, SamplingSettings(8, 0.0, (tuned.token_ids[2],))))
+        assert stopped.finish_reason == "stop"
+        assert stopped.token_ids == tuned.token_ids[: tuned.token_ids.index(tuned.token_ids[2]) + 1]
+
+        with pytest.raises(FileNotFoundError, match="adapter_config"):
+            engine.load_adapter(AdapterRef("none", 9, tmp_path / "none", 9))
+
+        for process in engine_processes(os.getpid()):
+            if "EngineCore" in process.name() or "EngineCore" in " ".join(process.cmdline()):
+                process.kill()
+        begin = time.monotonic()
+        with pytest.raises(EngineDiedError, match="ended during a rollout"):
+            engine.run(engine.generate(PROMPT, SamplingSettings(60)))
+        assert time.monotonic() - begin < 20
+    finally:
+        engine.close()
+    engine.close()
+    with pytest.raises(RolloutError, match="closed"):
+        engine.run(engine.score(PROMPT))
+    assert_gone(lambda: engine_processes(os.getpid()))
+
+
+def test_qwen3_trains_for_two_epochs(qwen3, tmp_path):
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, default_root_dir=tmp_path
+    )
+    module = GRPOModule(qwen3, dtype="float32", lora_rank=4, learning_rate=1e-3)
+    data = RolloutDataModule(
+        SumTasks(5),
+        lambda completion: float(completion.count("a")) + len(completion) / 10,
+        engine=VLLMEngine(dtype="float32"),
+        prompts_per_rollout=4,
+        samples_per_prompt=4,
+        updates_per_rollout=2,
+        max_tokens=8,
+        max_prompt_tokens=88,
+        val_size=2,
+    )
+    trainer.fit(module, data)
+    assert module.policy_version == 4
+    assert float(trainer.callback_metrics["mismatch/logprob_abs_mean"]) < 1e-4
+    assert float(trainer.callback_metrics["ppo/ratio_std"]) > 1e-4
+
+
+SCRIPT = """
+import sys
+from lightning.pytorch import Trainer
+from grpo_lightning import GRPOModule, RolloutDataModule, VLLMEngine
+from grpo_lightning.tasks import SumTasks
+
+class Announce(VLLMEngine):
+    def load_adapter(self, ref):
+        super().load_adapter(ref)
+        print("sampling", flush=True)
+
+Trainer(accelerator="cpu", max_epochs=-1, logger=False, enable_checkpointing=False).fit(
+    GRPOModule(sys.argv[1], dtype="float32", lora_rank=4),
+    RolloutDataModule(SumTasks(5), lambda completion: float(len(completion)), engine=Announce(dtype="float32"),
+                      prompts_per_rollout=8, samples_per_prompt=8, max_tokens=400, max_prompt_tokens=88),
+)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_orphan_engine(qwen3, tmp_path, how):
+    """The script has no ``__main__`` guard: the engine's processes must not run it again."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, script, qwen3],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    try:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "sampling" in line:
+                break
+        assert lines, "the script printed nothing"
+        assert "sampling" in lines[-1], "".join(lines)
+        children = engine_processes(process.pid)
+        assert children
+        time.sleep(1)
+        if how is signal.SIGINT:
+            # A terminal sends ctrl-C to the whole foreground group.
+            os.killpg(process.pid, how)
+        else:
+            process.kill()
+        rest, _ = process.communicate(timeout=90)
+        assert process.returncode != 0
+        assert_gone(lambda: [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE], rest)
+        assert not list(Path("/dev/shm").glob(f"grpo-lightning-*{process.pid}*"))
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+def engine_processes(pid):
+    if not psutil.pid_exists(pid):
+        return []
+    # Python's resource tracker belongs to the parent and ends with it.
+    children = psutil.Process(pid).children(recursive=True)
+    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+
+
+def assert_gone(alive, context=""):
+    deadline = time.monotonic() + 30
+    while alive() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not alive(), f"{alive()}\n{context}"

@@ -1,0 +1,184 @@
+"""Defects put back on the real stack (vLLM, the demo model): each halts with its evidence within three updates."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from real import SharedVLLMEngine, fit, make_trainer, shifted, zeroed
+
+import grpo_lightning.module
+from grpo_lightning.callbacks import LoRAWeightSync, ParameterPerturbation, RatioDegeneracyDetector
+from grpo_lightning.errors import DegeneracyError, LogprobValidationError, RatioDegeneracyError, StaleRolloutError
+from grpo_lightning.functional import clipped_surrogate
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+MAX_UPDATES = 3
+
+
+@pytest.fixture(scope="module")
+def engine():
+    engine = SharedVLLMEngine(dtype="float32")
+    yield engine
+    engine.really_close()
+
+
+def halted(trainer, error, *fragments):
+    assert trainer.global_step <= MAX_UPDATES
+    for fragment in fragments:
+        assert fragment in str(error.value), str(error.value)
+
+
+class SurrogateWithoutOld:
+    """The founding defect: both branches of an if/else computed the current policy's logprobs."""
+
+    def __call__(self, logprobs, old_logprobs, *args, **kwargs):
+        return clipped_surrogate(logprobs, logprobs.detach(), *args, **kwargs)
+
+
+class RecomputeOld(Callback):
+    """The same defect before the loss: the batch's old logprobs are recomputed by the current policy."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        with torch.no_grad():
+            batch.__dict__["old_logprobs"] = pl_module.policy.token_logprobs(batch)[0]
+
+
+def test_old_logprobs_recomputed_in_the_loss(engine, demo_model, monkeypatch):
+    monkeypatch.setattr(grpo_lightning.module, "clipped_surrogate", SurrogateWithoutOld())
+    trainer = make_trainer()
+    with pytest.raises(RatioDegeneracyError) as error:
+        fit(engine, demo_model, trainer=trainer)
+    assert isinstance(error.value, RuntimeError)
+    halted(trainer, error, "PPO ratios are degenerate (std=0). Training cannot proceed.", "bit for bit", "Fix:")
+    assert trainer.global_step == 0
+
+
+def test_old_logprobs_recomputed_in_the_batch(engine, demo_model):
+    trainer = make_trainer(callbacks=[RecomputeOld()])
+    with pytest.raises(RatioDegeneracyError) as error:
+        fit(engine, demo_model, trainer=trainer, updates_per_rollout=2)
+    halted(trainer, error, "PPO ratios are degenerate (std=0). Training cannot proceed.", "not the ones the sampler")
+
+
+def test_perturbation_does_not_hide_it(engine, demo_model):
+    trainer = make_trainer(callbacks=[ParameterPerturbation(), RecomputeOld()])
+    with pytest.raises(RatioDegeneracyError) as error:
+        fit(engine, demo_model, trainer=trainer)
+    halted(trainer, error, "not the ones the sampler")
+
+
+def test_sync_that_never_publishes(engine, demo_model):
+    class Mute(LoRAWeightSync):
+        def publish(self, module, engine):
+            if module.policy_version == 0:
+                super().publish(module, engine)
+
+    trainer = make_trainer(callbacks=[Mute()])
+    with pytest.raises(StaleRolloutError) as error:
+        fit(engine, demo_model, trainer=trainer)
+    halted(trainer, error, "serves policy version 0", "trainer is at version 1", "Mute.publish")
+
+
+def test_sync_that_pretends(demo_model, engine, monkeypatch):
+    load = SharedVLLMEngine.load_adapter
+    first = []
+
+    def pretend(self, ref):
+        if not first:
+            load(self, ref)
+            first.append(ref)
+        old = first[0]
+        self._current = type(ref)(old.name, old.id, old.path, ref.version)
+
+    monkeypatch.setattr(SharedVLLMEngine, "load_adapter", pretend)
+    trainer = make_trainer()
+    with pytest.raises(DegeneracyError) as error:
+        fit(engine, demo_model, trainer=trainer)
+    halted(trainer, error, "base model although an adapter was published", "alpha", "LoRAWeightSync")
+
+
+@pytest.mark.parametrize("share", ["all", "some"])
+def test_sampler_logprobs_zero_filled(engine, demo_model, monkeypatch, share):
+    generate = SharedVLLMEngine.generate
+    count = iter(range(10**6))
+
+    async def faulty(self, *args, **kwargs):
+        generation = await generate(self, *args, **kwargs)
+        return zeroed(generation) if share == "all" or next(count) % 8 == 0 else generation
+
+    monkeypatch.setattr(SharedVLLMEngine, "generate", faulty)
+    trainer = make_trainer()
+    with pytest.raises((LogprobValidationError, DegeneracyError)) as error:
+        fit(engine, demo_model, trainer=trainer)
+    halted(trainer, error, "exactly 0")
+    assert trainer.global_step == 0
+
+
+def test_tokens_and_logprobs_shifted_by_one(engine, demo_model, monkeypatch):
+    generate = SharedVLLMEngine.generate
+
+    async def faulty(self, *args, **kwargs):
+        return shifted(await generate(self, *args, **kwargs))
+
+    monkeypatch.setattr(SharedVLLMEngine, "generate", faulty)
+    trainer = make_trainer()
+    with pytest.raises(DegeneracyError) as error:
+        fit(engine, demo_model, trainer=trainer)
+    halted(trainer, error, "shifted by 1", "correlation at shift")
+    assert trainer.global_step == 0
+
+
+def test_optimizer_that_moves_nothing(engine, demo_model, monkeypatch):
+    monkeypatch.setattr("grpo_lightning.module.AdamW.step", lambda self, closure: closure())
+    trainer = make_trainer()
+    with pytest.raises(DegeneracyError) as error:
+        fit(engine, demo_model, trainer=trainer)
+    halted(trainer, error, "changed no trainable parameter")
+
+
+class TestHealthyRunsAreLeftAlone:
+    def test_one_update_per_rollout(self, engine, demo_model):
+        trainer = fit(engine, demo_model)
+        assert trainer.global_step == 3
+        assert float(trainer.callback_metrics["ppo/ratio_std"]) < 1e-4  # k = 0 in float32: small and right
+
+    def test_four_updates_per_rollout(self, engine, demo_model):
+        trainer = fit(engine, demo_model, updates_per_rollout=4)
+        assert trainer.global_step == 12
+        assert float(trainer.callback_metrics["ppo/ratio_std"]) > 1e-3
+        assert float(trainer.callback_metrics["ppo/updates_since_sampling"]) == 3
+
+    def test_inner_epochs(self, engine, demo_model):
+        assert fit(engine, demo_model, inner_epochs=3).global_step == 9
+
+    def test_warm_up_from_zero(self, engine, demo_model):
+        trainer = fit(engine, demo_model, module={"warmup_updates": 5}, updates_per_rollout=2)
+        assert trainer.global_step == 6
+
+    def test_solved_task(self, engine, demo_model):
+        trainer = fit(engine, demo_model, reward=lambda completion: 1.0, updates_per_rollout=2)
+        assert trainer.global_step == 6
+        assert float(trainer.callback_metrics["group/zero_variance_fraction"]) == 1
+
+    def test_kl_to_the_reference(self, engine, demo_model):
+        trainer = fit(engine, demo_model, module={"kl_coef": 0.05}, updates_per_rollout=2)
+        assert float(trainer.callback_metrics["policy/kl_reference"]) > 0
+
+    def test_perturbation(self, engine, demo_model):
+        trainer = fit(engine, demo_model, trainer=make_trainer(callbacks=[ParameterPerturbation()]))
+        assert trainer.global_step == 3
+
+    def test_strict_mode_halts_a_healthy_first_update(self, engine, demo_model):
+        trainer = make_trainer(callbacks=[RatioDegeneracyDetector(strict=True)])
+        with pytest.raises(RatioDegeneracyError) as error:
+            fit(engine, demo_model, trainer=trainer)
+        halted(trainer, error, "strict mode judges by the std alone", "PPO ratios are degenerate (std=")
+
+    def test_bfloat16(self, demo_model):
+        engine = SharedVLLMEngine(dtype="bfloat16")
+        try:
+            trainer = fit(engine, demo_model, module={"dtype": "bfloat16"}, updates_per_rollout=4)
+            assert trainer.global_step == 12
+            assert fit(engine, demo_model, module={"dtype": "bfloat16"}).global_step == 3
+        finally:
+            engine.really_close()
