@@ -101,7 +101,7 @@ class RolloutDataModule(LightningDataModule):
     def __init__(
         self,
         tasks: TaskSource,
-        rewards: Callable[..., Any] | list[Callable[..., Any]],
+        rewards: list[Callable[..., Any]] | Callable[..., Any],
         *,
         engine: RolloutEngine | None = None,
         val_tasks: TaskSource | None = None,

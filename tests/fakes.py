@@ -43,6 +43,10 @@ def random_generation(
     return Generation(tuple(tokens), tuple(logprobs), "stop" if stopped else "length", version)
 
 
+def constant_scores(token_ids: Sequence[int], version: int) -> list[float]:
+    return [-1.0] * (len(token_ids) - 1)
+
+
 class FakeEngine:
     """A `RolloutEngine` without a model, on an event loop of its own, that notes what is asked of it.
 
@@ -63,7 +67,7 @@ class FakeEngine:
     def __init__(
         self,
         generation: Callable[[Sequence[int], SamplingSettings, int | None, int], Any] = random_generation,
-        scores: Callable[[Sequence[int], int], list[float]] = lambda ids, version: [-1.0] * (len(ids) - 1),
+        scores: Callable[[Sequence[int], int], list[float]] = constant_scores,
     ) -> None:
         self._generation = generation
         self._scores = scores

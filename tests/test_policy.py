@@ -76,6 +76,15 @@ def save(directory, model_class, config):
     return str(directory)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    # Tiny products gain nothing from threads and wait for each other where cores are shared.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
     root = tmp_path_factory.mktemp("policies")
@@ -158,16 +167,12 @@ def padded_logprobs(model, rows, temperature):
     mask = torch.tensor([[1] * (len(p) + len(c)) + [0] * (longest - len(p) - len(c)) for p, c in lines])
     logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
     logp = (logits / temperature).log_softmax(-1)
-    values = [
-        logp[line, len(p) + t - 1, token]
-        for line, (p, completion) in enumerate(lines)
-        for t, token in enumerate(completion)
-    ]
-    entropies = [
-        -(logp[line, len(p) + t - 1].exp() * logp[line, len(p) + t - 1]).sum()
-        for line, (p, completion) in enumerate(lines)
-        for t in range(len(completion))
-    ]
+    picked, values = [], []
+    for line, (prompt, completion) in enumerate(lines):
+        for t, token in enumerate(completion):
+            picked.append(logp[line, len(prompt) + t - 1])
+            values.append(picked[-1][token])
+    entropies = [-(line.exp() * line).sum() for line in picked]
     return torch.stack(values), torch.stack(entropies)
 
 
@@ -231,32 +236,40 @@ def test_rows_and_siblings_do_not_see_each_other(policy64):
     assert not torch.allclose(after[:3], before[:3], atol=1e-3)
 
 
-@pytest.mark.parametrize("layout", ["packed", "sequences"])
-@pytest.mark.parametrize(("limit", "rows_kept"), [(0, 1), (1, 1), (10, 1), (11, 2), (16, 2), (17, 3), (10**6, 6)])
-def test_first_rows_are_the_leading_ones(policy64, monkeypatch, layout, limit, rows_kept):
-    # Input tokens: 5 + 2 + 0 + 3 = 10, 1 + 1 + 5 = 7, 4, 3 + 4 = 7, 7, 2 + 6 = 8.
-    rows = make_rows([LENGTHS["mixed"][0], (1, (1,)), *LENGTHS["mixed"][1:5]])
+FIRST_ROWS = [LENGTHS["mixed"][0], (1, (1,)), *LENGTHS["mixed"][1:5]]
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(0, 1), (1, 1), (10, 1), (11, 2), (17, 2), (18, 3), (35, 5), (36, 6), (99, 6)]
+)
+def test_first_rows_are_the_leading_ones(limit, kept):
+    rows = make_rows(FIRST_ROWS)
+    # Input tokens: 5 + 2 + 0 + 3, 1 + 0, 1 + 1 + 5, 4 + 0, 3 + 4, 7 + 0 + 0.
     assert [row.num_tokens for row in rows] == [10, 1, 7, 4, 7, 7]
-    limits = {16: 17, 17: 18}
-    limit = limits.get(limit, limit) if limit != 16 else 17
+    part, expected = pack(rows, 0.7).first_rows(limit), pack(rows[:kept], 0.7)
+    for name, value in vars(expected).items():
+        assert (
+            torch.equal(getattr(part, name), value) if isinstance(value, torch.Tensor) else getattr(part, name) == value
+        )
+
+
+@pytest.mark.parametrize("layout", ["packed", "sequences"])
+def test_first_rows_have_the_same_logprobs(policy64, monkeypatch, layout):
     monkeypatch.setattr(policy64, "_layout", layout)
-    batch = pack(rows, 0.7)
-    part = batch.first_rows(limit)
-    kept = {0: 1, 1: 1, 10: 1, 11: 2, 17: 2, 18: 3, 10**6: 6}[limit]
-    assert kept == rows_kept
-    expected = pack(rows[:kept], 0.7)
-    for name in vars(expected):
-        value = getattr(expected, name)
-        assert torch.equal(getattr(part, name), value) if isinstance(value, torch.Tensor) else value == value
+    batch = pack(make_rows(FIRST_ROWS), 0.7)
     with torch.no_grad():
         whole, _ = policy64.token_logprobs(batch)
-        leading, _ = policy64.token_logprobs(part)
-    torch.testing.assert_close(leading, whole[: len(leading)], rtol=0, atol=1e-12)
+        for limit, count in ((0, 8), (11, 9), (18, 17), (99, 25)):
+            leading, _ = policy64.token_logprobs(batch.first_rows(limit))
+            assert len(leading) == count
+            torch.testing.assert_close(leading, whole[:count], rtol=0, atol=1e-12)
 
 
 def test_unpack_golden():
     rows = [
-        Row((10, 11), (PackedSequence((20, 21, 22), (-1.0,) * 3, 1.0, 1.0, 0), PackedSequence((30,), (-1.0,), 1, 1, 0))),
+        Row(
+            (10, 11), (PackedSequence((20, 21, 22), (-1.0,) * 3, 1.0, 1.0, 0), PackedSequence((30,), (-1.0,), 1, 1, 0))
+        ),
         Row((12,), (PackedSequence((40, 41), (-1.0,) * 2, 1.0, 1.0, 0),)),
     ]
     ids, lengths, sequence, position = unpack(pack(rows, 1.0))
@@ -554,6 +567,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.slow
 def test_demo_model_in_float32(demo_model):
     tokenizer = AutoTokenizer.from_pretrained(demo_model)
     rows = []
@@ -574,5 +588,6 @@ def test_demo_model_in_float32(demo_model):
     with policy.reference():
         base, _ = policy.token_logprobs(pack(rows, 0.9))
     assert float((base - logprobs).detach().abs().max()) > 0.05, "the adapter must have an effect"
-    assert difference < 1
-    assert relative < 1
+    # Measured with one and with two threads: 1.76e-5 nats and 1.35e-5. Bounds are three times that.
+    assert difference < 5e-5
+    assert relative < 4e-5

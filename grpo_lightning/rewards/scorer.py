@@ -1,9 +1,12 @@
 """Calling reward functions: arguments by name, a time limit, checked results, a weighted sum."""
 
 import asyncio
+import contextlib
 import inspect
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from grpo_lightning.errors import ConfigurationError, RewardError
@@ -122,9 +125,40 @@ async def _call(function: RewardFunction, completion: str, fields: Mapping[str, 
         arguments = {p.name: fields[p.name] for p in parameters if p.name in fields}
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
         return await function(completion, **arguments)
-    # A thread of its own keeps a slow function from holding up the others; on a timeout it is left behind.
-    result = await asyncio.to_thread(function, completion, **arguments)
+    result = await _in_daemon_thread(partial(function, completion, **arguments))
     return await result if inspect.isawaitable(result) else result
+
+
+async def _in_daemon_thread(call: Callable[[], Any]) -> Any:
+    """Run a blocking call without holding up the loop.
+
+    A call that runs out of time cannot be stopped. In an executor's thread it would keep the interpreter from
+    exiting; a daemon thread is left behind.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = call()
+        except BaseException as caught:
+            # A future cannot carry StopIteration.
+            error = RuntimeError("StopIteration") if isinstance(caught, StopIteration) else caught
+        # The loop is closed if the run ended meanwhile.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, daemon=True, name="grpo-lightning-reward").start()
+    return await future
 
 
 def _fields(task: Task) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from grpo_lightning.rollout.validation import validate_generation
 Decode = Callable[[Sequence[int]], str]
 OnSample = Callable[[Sample], None]
 
+_CONCURRENT_SCORES = 32
+
 
 async def collect(
     engine: RolloutEngine,
@@ -46,11 +48,15 @@ async def collect(
         One group per task, in order, without advantages.
     """
 
+    scoring = asyncio.Semaphore(_CONCURRENT_SCORES)
+
     async def episode(task: Task, prompt_ids: Sequence[int], number: int) -> Sample:
         generation = await engine.generate(prompt_ids, sampling, seed=request_seed(seed_key, task.id, number))
         validate_generation(generation, task.id)
         action = to_action(generation, decode)
-        rewards, reward, failure = await scorer.score(task, action.text)
+        # Waiting for a turn does not count towards the time limit of a reward.
+        async with scoring:
+            rewards, reward, failure = await scorer.score(task, action.text)
         sample = Sample(action, rewards, reward, failure)
         on_sample(sample)
         return sample

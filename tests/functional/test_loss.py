@@ -11,7 +11,7 @@ PROPERTY = settings(max_examples=100, deadline=None, derandomize=True, database=
 token = st.tuples(
     st.floats(-8, 0),  # logprob
     st.floats(-1, 1),  # log-ratio
-    st.floats(-3, 3),  # advantage
+    st.integers(-3000, 3000).map(lambda i: i / 1000),  # advantage
     st.one_of(st.just(0.0), st.floats(0.001, 1)),  # weight
 )
 tokens = st.lists(token, min_size=1, max_size=20)
@@ -137,6 +137,18 @@ def test_ratio_one_gives_the_reinforce_gradient(values):
     logprobs, _, advantages, weights = inputs(values)
     clipped_surrogate(logprobs, logprobs.detach().clone(), advantages, weights).loss.backward()
     assert torch.equal(logprobs.grad, -weights * advantages)
+
+
+@pytest.mark.parametrize(("advantage", "weight"), [(1.0, 1.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 0.0)])
+def test_overflowing_ratios_without_a_say_leave_no_nan(advantage, weight):
+    # exp(100) is infinite in float32. Clipped, or of weight 0, the token has gradient 0, not 0 * inf.
+    logprobs = torch.tensor([-1.0, -1.0], requires_grad=True)
+    old, advantages = torch.tensor([-101.0, -1.0]), torch.tensor([advantage, 2.0])
+    result = clipped_surrogate(logprobs, old, advantages, torch.tensor([weight, 0.5]))
+    result.loss.backward()
+    assert result.loss.item() == pytest.approx(-1.2 * max(0.0, advantage) * weight - 1.0, rel=1e-6)
+    assert logprobs.grad.tolist() == [0.0, -1.0]
+    assert result.log_ratio.tolist() == [100.0, 0.0]
 
 
 def test_gradcheck():

@@ -1,3 +1,4 @@
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -103,8 +104,10 @@ def test_samples_without_reward_and_lonely_ones_are_left_out():
     assert [s.weight for r in rows for s in r.sequences] == [pytest.approx(1 / 6)] * 4
 
 
-def test_no_usable_group_gives_no_row():
-    assert usable_rows([make_group([1], [make_sample([1], 1.0)], [0.0])], by_sequence) == []
+@pytest.mark.parametrize("aggregation", [by_sequence, by_token])
+def test_no_usable_group_gives_no_row(aggregation):
+    assert usable_rows([make_group([1], [make_sample([1], 1.0)], [0.0])], aggregation) == []
+    assert usable_rows([], aggregation) == []
 
 
 @settings(max_examples=60)
@@ -270,10 +273,10 @@ def test_layout_equals_the_loops(rows):
 
 
 def test_layout_of_a_small_batch_by_hand():
-    rows = [
-        Row((10, 11), (PackedSequence((20, 21, 22), (-1.0, -2.0, -3.0), 0.5, 0.1, 7), PackedSequence((30,), (-4.0,), -0.5, 0.2, 7))),
-        Row((12,), (PackedSequence((40, 41), (-5.0, -6.0), 1.5, 0.3, 8),)),
-    ]  # fmt: skip
+    first = PackedSequence((20, 21, 22), (-1.0, -2.0, -3.0), 0.5, 0.1, 7)
+    second = PackedSequence((30,), (-4.0,), -0.5, 0.2, 7)
+    third = PackedSequence((40, 41), (-5.0, -6.0), 1.5, 0.3, 8)
+    rows = [Row((10, 11), (first, second)), Row((12,), (third,))]
     batch = pack(rows, 1.0)
     assert batch.input_ids.tolist() == [10, 11, 20, 21, 12, 40]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1]
@@ -344,7 +347,7 @@ def test_logprobs_must_match_tokens(count):
 @settings(max_examples=100)
 @given(rows=rows_, limit=st.integers(0, 200))
 def test_first_rows_are_the_batch_of_the_first_rows(rows, limit):
-    batch = replace(pack(rows, 0.5), index=3, first_of_rollout=True)
+    batch = pack(rows, 0.5).replace(index=3, first_of_rollout=True)
     fitting = 1
     while fitting < len(rows) and sum(r.num_tokens for r in rows[: fitting + 1]) <= limit:
         fitting += 1
@@ -359,7 +362,7 @@ def test_first_rows_are_the_batch_of_the_first_rows(rows, limit):
 
 
 def test_to_moves_every_tensor_and_keeps_the_rest():
-    batch = replace(pack([row(2, 3, 1)], 0.5), index=2)
+    batch = pack([row(2, 3, 1)], 0.5).replace(index=2)
     moved = batch.to("meta")
     for name in vars(batch):
         value = getattr(batch, name)
@@ -367,3 +370,28 @@ def test_to_moves_every_tensor_and_keeps_the_rest():
             assert getattr(moved, name).device.type == "meta"
             assert value.device.type == "cpu"
     assert (moved.index, moved.temperature) == (2, 0.5)
+
+
+def test_a_batch_cannot_be_changed_but_replaced():
+    batch = pack([row(2, 3, 1)], 0.5)
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        batch.old_logprobs = batch.old_logprobs.bfloat16()
+    other = batch.replace(index=5)
+    assert (batch.index, other.index) == (-1, 5)
+    assert other.old_logprobs is batch.old_logprobs
+
+
+def test_lightnings_bf16_conversion_leaves_the_stored_logprobs_alone():
+    from lightning.pytorch.plugins import HalfPrecision
+
+    batch = pack([row(2, 3, 1)], 0.5)
+    converted = HalfPrecision("bf16-true").convert_input(batch)
+    assert converted.old_logprobs.dtype == torch.float32
+    assert converted.loss_weight.dtype == torch.float32
+
+
+def test_a_batch_survives_pickling():
+    batch = pack([row(2, 3, 1)], 0.5).replace(index=5)
+    again = pickle.loads(pickle.dumps(batch))
+    assert torch.equal(again.old_logprobs, batch.old_logprobs)
+    assert again.index == 5

@@ -79,6 +79,7 @@ def test_generate_score_adapters_and_death(qwen3, tmp_path):
                 atol=1e-4,
                 rtol=0,
             )
+
         # The base model beside the adapter in the same step: its rows must stay untouched.
         async def both():
             return await asyncio.gather(

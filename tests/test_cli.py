@@ -1,0 +1,97 @@
+"""The command line, and every configuration that is shipped, with tiny parts in place of large ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from grpo_lightning.cli import run
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+TINY = [
+    "--data.engine=fakes.FakeEngine",
+    "--data.prompts_per_rollout=2",
+    "--data.samples_per_prompt=2",
+    "--data.val_size=3",
+    "--trainer.max_epochs=2",
+    "--trainer.check_val_every_n_epoch=1",
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_fit_leaves_a_run_folder(folder, tiny_model, config, capsys):
+    cli = run(["fit", "-c", str(config), f"--model.model={tiny_model}", "--seed_everything=3", *TINY])
+    assert cli.trainer.global_step == 2 * cli.datamodule.updates_per_epoch
+    assert cli.datamodule.seed == 3
+    (version,) = (folder / "runs" / "demo").iterdir()
+    for name in (
+        "config.yaml",
+        "metrics.csv",
+        "completions.jsonl",
+        "summary.json",
+        "summary.png",
+        "checkpoints/last.ckpt",
+    ):
+        assert (version / name).stat().st_size, name
+    assert list(version.glob("events.out.tfevents*"))
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    (adapter,) = (version / "adapters").iterdir()
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
+    trained = cli.model.policy.trainable_parameters()
+    for name, parameter in loaded.named_parameters():
+        if "lora_" in name:
+            assert torch.equal(parameter, trained[name])
+
+    summary = json.loads((version / "summary.json").read_text())
+    assert summary["epochs"] == 2
+    assert {"accuracy_before", "accuracy_after", "reward_first", "reward_last", "seconds", "tokens_per_second"} <= set(
+        summary
+    )
+    assert set(summary["ratio_last_epoch"]) == {"mean", "std", "min", "max", "count"}
+    assert {"torch", "lightning", "grpo-lightning"} <= set(summary["versions"])
+    completions = [json.loads(line) for line in (version / "completions.jsonl").read_text().splitlines()]
+    assert len(completions) == 2 * 2 * 2
+    assert {"task", "completion", "reward", "advantage", "policy_version"} <= set(completions[0])
+    printed = capsys.readouterr().out
+    assert "epoch 2/2 | reward" in printed
+    for path in ("summary.json", "summary.png", "completions.jsonl", str(adapter.name)):
+        assert path in printed
+
+    again = run(["validate", "-c", str(version / "config.yaml"), f"--ckpt_path={version}/checkpoints/last.ckpt"])
+    assert again.model.policy_version == cli.model.policy_version
+    assert "val/accuracy" in again.trainer.callback_metrics
+
+
+def test_saved_settings_can_be_run_again(folder, tiny_model, capsys):
+    arguments = [f"--model.model={tiny_model}", *TINY]
+    with pytest.raises(SystemExit) as stop:
+        run(["fit", "-c", str(CONFIGS[0]), *arguments, "--print_config"])
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["data"]["rewards"] == ["grpo_lightning.rewards.last_number_correct"]
+    assert printed["trainer"]["reload_dataloaders_every_n_epochs"] == 1
+
+
+def test_only_what_is_implemented_is_a_command(folder, capsys):
+    with pytest.raises(SystemExit):
+        run(["test"])
+    assert "fit" in capsys.readouterr().err
+
+
+def test_help_explains_every_setting(folder, capsys):
+    with pytest.raises(SystemExit):
+        run(["fit", "--help"])
+    text = capsys.readouterr().out
+    for phrase in ("Completions of each task", "Lower clip of the ratio", "Longest completion"):
+        assert phrase in text
