@@ -1,7 +1,7 @@
 """Rollouts as a LightningDataModule: each epoch's train loader holds a fresh rollout, packed."""
 
-import logging
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -30,9 +30,10 @@ from grpo_lightning.tasks import TaskSource, hold_out, task_index
 if TYPE_CHECKING:
     from grpo_lightning.module import GRPOModule
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
+
+# Without held-out tasks there is nothing to validate, which is no reason for a warning.
+warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
 
 
 class EvaluationBatch:
@@ -235,9 +236,9 @@ class RolloutDataModule(LightningDataModule):
         held_out = f", {len(self.val_tasks)} held out" if self.val_tasks is not None else ""
         return (
             f"Each epoch: {self.prompts_per_rollout} prompts x {self.samples_per_prompt} samples = {completions} "
-            f"completions of at most {self.max_tokens} tokens -> {self.updates_per_rollout} updates{passes} of "
-            f"{completions // self.updates_per_rollout} completions in "
-            f"{trainer.accumulate_grad_batches} micro-batches. {len(self.tasks)} tasks{held_out}."
+            f"completions of at most {self.max_tokens} tokens -> {_count(self.updates_per_rollout, 'update')}{passes} "
+            f"of {completions // self.updates_per_rollout} completions in "
+            f"{_count(trainer.accumulate_grad_batches, 'micro-batch')}. {len(self.tasks)} tasks{held_out}."
         )
 
     def teardown(self, stage: str) -> None:
@@ -439,6 +440,11 @@ class RolloutDataModule(LightningDataModule):
 
 def _identity(item: T) -> T:
     return item
+
+
+def _count(number: int, noun: str) -> str:
+    plural = "es" if noun.endswith("ch") else "s"
+    return f"{number} {noun}{plural if number != 1 else ''}"
 
 
 def _require_positive(**values: float) -> None:

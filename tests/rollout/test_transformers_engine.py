@@ -102,6 +102,14 @@ def differ(first: Generation, second: Generation) -> bool:
     return first.token_ids != second.token_ids or not math.isclose(first.logprobs[0], second.logprobs[0], abs_tol=1e-3)
 
 
+def same(first: list[Generation], second: list[Generation]) -> bool:
+    """Equal but for the last digits of the logprobs."""
+    tokens = [(g.token_ids, g.finish_reason, g.policy_version) for g in first]
+    return tokens == [(g.token_ids, g.finish_reason, g.policy_version) for g in second] and all(
+        close(a.logprobs, b.logprobs, 1e-5) for a, b in zip(first, second, strict=True)
+    )
+
+
 def close(first, second, tolerance):
     return first == pytest.approx(second, abs=tolerance)
 
@@ -136,8 +144,8 @@ def test_logprobs_are_those_of_a_plain_forward(make_engine, model, temperature):
 def test_same_seeds_same_batch_same_everything(engine, make_engine, tiny_model):
     params = SamplingSettings(20, 1.0, (EOS_ID,))
     first = generate(engine, PROMPTS, params, seeds=[5, 6, 7, 8])
-    assert generate(engine, PROMPTS, params, seeds=[5, 6, 7, 8]) == first
-    assert generate(make_engine(tiny_model), PROMPTS, params, seeds=[5, 6, 7, 8]) == first
+    assert same(generate(engine, PROMPTS, params, seeds=[5, 6, 7, 8]), first)
+    assert same(generate(make_engine(tiny_model), PROMPTS, params, seeds=[5, 6, 7, 8]), first)
 
 
 def test_other_seeds_other_tokens(engine):
@@ -212,7 +220,7 @@ def test_settings_are_not_mixed_in_one_batch(engine):
 
 
 def test_sampled_frequencies_are_the_probabilities(engine, tiny_model):
-    count, temperature = 2000, 0.8
+    count, temperature = 2000, 0.5
     prompt = PROMPTS[0]
     params = SamplingSettings(1, temperature)
     results = generate(engine, [prompt] * count, params, seeds=[request_seed("frequencies", i) for i in range(count)])
@@ -228,8 +236,8 @@ def test_sampled_frequencies_are_the_probabilities(engine, tiny_model):
     assert freedom > 20
     statistic = float(((seen - wanted) ** 2 / wanted).sum())
     assert statistic < freedom + 4 * math.sqrt(2 * freedom)
-    # The test has power: a temperature of 1 would be noticed.
-    flat = logits.softmax(-1) * count
+    # The test has power: a temperature of 0.7 would be noticed.
+    flat = (logits / 0.7).softmax(-1) * count
     other = torch.cat([flat[common], flat[~common].sum()[None]])
     assert float(((seen - other) ** 2 / other).sum()) > freedom + 8 * math.sqrt(2 * freedom)
 
@@ -306,10 +314,10 @@ def test_base_model_beside_the_adapter(engine, adapters):
     engine.load_adapter(adapters[0])
     adapted = generate(engine, PROMPTS, params, seeds=range(4))
     for _ in range(2):
-        assert generate(engine, PROMPTS, params, seeds=range(4), adapter=None) == base
-        assert generate(engine, PROMPTS, params, seeds=range(4)) == adapted
-        assert generate(engine, PROMPTS, params, seeds=range(4), adapter=adapters[0]) == adapted
-    assert base != adapted
+        assert same(generate(engine, PROMPTS, params, seeds=range(4), adapter=None), base)
+        assert same(generate(engine, PROMPTS, params, seeds=range(4)), adapted)
+        assert same(generate(engine, PROMPTS, params, seeds=range(4), adapter=adapters[0]), adapted)
+    assert all(differ(a, b) for a, b in zip(base, adapted, strict=True))
     assert engine.policy_version == 0
 
 
@@ -325,7 +333,7 @@ def test_base_and_adapter_in_flight_together(engine, adapters):
             engine.generate(PROMPTS[0], params, seed=1),
         )
 
-    assert engine.run(both()) == [base, adapted, base, adapted]
+    assert same(engine.run(both()), [base, adapted, base, adapted])
 
 
 def test_scoring_the_base_while_sampling_disturbs_neither(engine, adapters):
@@ -355,7 +363,7 @@ def test_missing_adapter_is_named_and_changes_nothing(engine, adapters, tmp_path
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*no adapter_config.json"):
         engine.load_adapter(AdapterRef("nothing", 9, tmp_path, 9))
     assert engine.policy_version == 0
-    assert generate(engine, PROMPTS, params, seeds=range(4)) == before
+    assert same(generate(engine, PROMPTS, params, seeds=range(4)), before)
 
 
 def damaged(adapter, tmp_path, change):
@@ -386,8 +394,8 @@ def test_adapter_that_does_not_fit_is_refused(engine, adapters, tmp_path, damage
         engine.load_adapter(damaged(adapters[0], tmp_path, change))
     # It is not used afterwards, and a good one can follow.
     assert engine.policy_version == -1
-    assert generate(engine, PROMPTS, params, seeds=range(4)) == base
-    assert generate(engine, PROMPTS, params, seeds=range(4), adapter=None) == base
+    assert same(generate(engine, PROMPTS, params, seeds=range(4)), base)
+    assert same(generate(engine, PROMPTS, params, seeds=range(4), adapter=None), base)
     engine.load_adapter(adapters[1])
     assert engine.policy_version == 1
 
