@@ -12,6 +12,7 @@ import torch
 
 from grpo_lightning.errors import ConfigurationError, RewardError
 from grpo_lightning.rewards import Scorer
+from grpo_lightning.rollout.loop import EventLoopThread
 from grpo_lightning.rollout.types import Task
 
 TASK = Task("sum-1", ({"role": "user", "content": "2+2?"},), {"answer": "4", "level": 3})
@@ -347,6 +348,27 @@ def test_a_stuck_function_does_not_keep_the_process_alive():
     assert "took longer" in output
     assert output.endswith("end\n")
     assert process.returncode == 0
+
+
+def leave(completion):
+    sys.exit(3)
+
+
+async def leave_async(completion):
+    sys.exit(3)
+
+
+@pytest.mark.parametrize("function", [leave, leave_async])
+def test_a_function_that_exits_has_raised(function):
+    # Rewards that execute generated code meet exit() sooner or later; it must not end the engine's loop.
+    loop = EventLoopThread("test-rewards")
+    try:
+        with pytest.raises(RewardError, match="raised SystemExit: 3"):
+            loop.submit(Scorer([function]).score(TASK, "")).result(timeout=5)
+        skipped = Scorer([function], on_error="skip")
+        assert "raised SystemExit" in loop.submit(skipped.score(TASK, "")).result(timeout=5)[2]
+    finally:
+        loop.close()
 
 
 def test_cancellation_is_not_a_reward_failure():
