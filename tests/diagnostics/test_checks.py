@@ -91,9 +91,6 @@ def assert_no_power(verdict, reason):
     assert reason in str(verdict)
 
 
-# --- the verdict itself ---------------------------------------------------------------------------------------
-
-
 def test_text_of_a_verdict():
     verdict = Verdict("name", Status.FAIL, "What.", "Do this.", {"std": 1.23456e-7, "tokens": 12345678, "who": "me"})
     assert str(verdict) == "What.\n  std: 1.235e-07\n  tokens: 12345678\n  who: me\nFix: Do this."
@@ -117,9 +114,6 @@ def test_joined_evidence_numbers_sequences_apart():
     assert s[0] == s[1]
     assert s[4] == s[5] == s[6]
     assert len({s[0], s[2], s[3], s[4]}) == 4
-
-
-# --- no false alarms ------------------------------------------------------------------------------------------
 
 
 @NOISES
@@ -182,9 +176,6 @@ def test_ratios_of_a_moving_policy_raise_no_alarm(noise):
         assert verdict.status is not Status.FAIL, f"draw {seed}: {verdict}"
 
 
-# --- 1. finite ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("which", ["c", "log_ratio"])
 def test_finite_fails_on_a_single_token(bad, which):
@@ -204,9 +195,6 @@ def test_an_unknown_ledger_is_not_a_nan_of_the_policy():
     draw = healthy(FLOAT32)
     evidence = draw.evidence(s=torch.full((160,), math.nan), log_ratio=draw.c - draw.s)
     assert check_finite(evidence).status is Status.PASS
-
-
-# --- 2. old logprobs are the stored ones ----------------------------------------------------------------------
 
 
 @NOISES
@@ -268,9 +256,6 @@ def test_stored_judges_the_tokens_it_knows():
     assert_fails(verdict, "tokens: 60")
 
 
-# --- 3. the sampler's logprobs are neither zeros nor copies -----------------------------------------------------
-
-
 @NOISES
 def test_zero_filled_logprobs_are_found(noise):
     for seed in range(50):
@@ -324,9 +309,6 @@ def test_sampler_has_no_power():
     assert_no_power(check_sampler(certain.evidence(c=certain.c * 1e-4, s=torch.zeros(160))), "Only 0 tokens")
 
 
-# --- 4. alignment ---------------------------------------------------------------------------------------------
-
-
 def shift_within(values, sequence, lag):
     """Value t becomes that of token t + lag of its sequence, repeating the last or first one."""
     out = values.clone()
@@ -375,9 +357,6 @@ def test_alignment_has_no_power():
     assert_no_power(check_alignment(draw.evidence(s=torch.full((160,), -1.0))), "logprobs without variance")
     single = healthy(FLOAT32, lengths=(1,) * 64)
     assert check_alignment(single.evidence()).status is Status.PASS
-
-
-# --- 5. the served adapter ------------------------------------------------------------------------------------
 
 
 @NOISES
@@ -431,9 +410,6 @@ def test_served_adapter_has_no_power():
     assert check_served_adapter(draw.evidence(), few, BFLOAT16).status is Status.NO_POWER
 
 
-# --- 6. mismatch ----------------------------------------------------------------------------------------------
-
-
 @NOISES
 def test_mismatch_against_the_first_rollout(noise):
     draw = healthy(noise)
@@ -455,9 +431,6 @@ def test_an_engine_with_other_weights_is_found():
     verdict = check_mismatch(draw.evidence(s=draw.c + 0.05 * draw.normal()), FLOAT32)
     assert_fails(verdict, "on the first rollout: 1e-05", "allowed: 0.001")
     assert verdict.evidence["mismatch RMS"] == pytest.approx(0.05, rel=0.3)
-
-
-# --- checks that need tokens sampled with the current weights ---------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -483,8 +456,6 @@ def test_only_fresh_and_known_tokens_are_judged(check):
     mixed.updates_since_sampling[0] = 1
     assert_no_power(check(mixed), reason)
 
-
-# --- 7. ratio -------------------------------------------------------------------------------------------------
 
 DETAILS = {"mean": 1.0, "min": 0.75, "max": 1.25}
 
@@ -537,9 +508,6 @@ def test_strict_mode_judges_by_the_std_alone(k, drift):
 def test_no_spread_without_two_tokens(count):
     std = math.nan if count == 0 else 0.0
     assert_no_power(ratio(std, 1, 1.0, count=count, strict=True), f"{count} sampled tokens have no spread")
-
-
-# --- 8. parameters move ---------------------------------------------------------------------------------------
 
 
 def test_parameters_that_do_not_move_are_found():

@@ -43,9 +43,6 @@ def gather():
         engine.close()
 
 
-# --- results ------------------------------------------------------------------------------------------------------
-
-
 def test_one_group_a_task_in_order(gather):
     groups, engine = gather()
     assert [g.task.id for g in groups] == ["t0", "t1", "t2", "t3"]
@@ -130,9 +127,6 @@ def test_on_sample_sees_every_sample_once(gather):
     assert sorted(map(id, seen)) == sorted(id(s) for g in groups for s in g.samples)
 
 
-# --- concurrency --------------------------------------------------------------------------------------------------
-
-
 def test_all_episodes_are_in_flight_at_once(gather):
     in_flight, all_there = 0, asyncio.Event()
 
@@ -186,9 +180,6 @@ def test_a_slow_reward_delays_only_its_own_episode(gather):
     groups, engine = gather(reward=reward, on_sample=on_sample)
     assert len(engine.calls) == 12
     assert set(map(id, scored[-3:])) == {id(s) for s in groups[2].samples}
-
-
-# --- failures -----------------------------------------------------------------------------------------------------
 
 
 def test_first_failure_cancels_the_rest_and_is_raised_as_it_is(gather):
@@ -260,9 +251,6 @@ def test_a_failing_on_sample_is_a_failure(gather):
         gather(on_sample=on_sample)
 
 
-# --- seeds --------------------------------------------------------------------------------------------------------
-
-
 def seeds(engine):
     return {prompt: sorted(s for p, _, s, _, _ in engine.requests if p == prompt) for prompt, *_ in engine.requests}
 
@@ -276,6 +264,12 @@ def test_same_key_same_rollout(gather):
 def test_other_key_other_seeds(gather):
     one, two = gather()[1], gather(seed_key="0/1")[1]
     assert not {s for v in seeds(one).values() for s in v} & {s for v in seeds(two).values() for s in v}
+
+
+def test_a_task_that_comes_twice_is_sampled_anew(gather):
+    groups, engine = gather(tasks=[TASKS[0], TASKS[0]])
+    flat = [seed for values in seeds(engine).values() for seed in values]
+    assert len(flat) == len(set(flat)) == sum(len(g.samples) for g in groups)
 
 
 def test_seeds_depend_on_task_and_number_only(gather):
@@ -306,9 +300,6 @@ def test_seeds_are_the_same_in_every_process():
 
 def test_parts_of_a_seed_are_told_apart():
     assert len({request_seed("1", "23"), request_seed("12", "3"), request_seed("123"), request_seed("3", "12")}) == 4
-
-
-# --- advantages ---------------------------------------------------------------------------------------------------
 
 
 def advantages_by_loops(rewards):

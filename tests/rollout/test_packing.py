@@ -73,9 +73,6 @@ def pairs(rows):
     return sorted((r.prompt_ids, s.token_ids, s.logprobs, s.advantage, s.weight) for r in rows for s in r.sequences)
 
 
-# --- which samples ------------------------------------------------------------------------------------------------
-
-
 def test_rows_carry_what_was_sampled():
     samples = [make_sample([5, 6, 7], 1.0, version=4), make_sample([8], 0.0, version=4)]
     [only] = usable_rows([make_group([1, 2], samples, [1.0, -1.0])], by_sequence)
@@ -122,9 +119,6 @@ def test_weights_of_a_step_sum_to_one_however_it_is_cut(groups, aggregation, cou
     assert total == pytest.approx(1.0, abs=1e-5)
     trained = sum(int((b.loss_weight > 0).sum()) for b in batches)
     assert trained == sum(len(s.token_ids) for r in rows for s in r.sequences)
-
-
-# --- splitting ----------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=100)
@@ -214,9 +208,6 @@ def test_splitting_repeats():
 def test_nothing_to_split_is_refused(count):
     with pytest.raises(ValueError, match="at least one row"):
         split_rows([], count)
-
-
-# --- laying out ---------------------------------------------------------------------------------------------------
 
 
 def layout_by_loops(rows):
@@ -339,9 +330,6 @@ def test_logprobs_must_match_tokens(count):
     wrong = replace(row(2, 3).sequences[0], logprobs=(-1.0,) * count)
     with pytest.raises(ValueError, match=f"got {count} for 3"):
         pack([Row((1,), (wrong,))], 1.0)
-
-
-# --- the batch's own methods --------------------------------------------------------------------------------------
 
 
 @settings(max_examples=100)

@@ -114,9 +114,6 @@ def close(first, second, tolerance):
     return first == pytest.approx(second, abs=tolerance)
 
 
-# --- what is sampled ----------------------------------------------------------------------------------------------
-
-
 def test_satisfies_the_protocol(engine):
     assert isinstance(engine, RolloutEngine)
     assert engine.policy_version == -1
@@ -242,9 +239,6 @@ def test_sampled_frequencies_are_the_probabilities(engine, tiny_model):
     assert float(((seen - other) ** 2 / other).sum()) > freedom + 8 * math.sqrt(2 * freedom)
 
 
-# --- when it ends -------------------------------------------------------------------------------------------------
-
-
 def test_stop_tokens_end_a_completion_and_are_part_of_it(engine):
     stops = tuple(range(1, 20))
     params = SamplingSettings(30, 1.0, stops)
@@ -283,9 +277,6 @@ def test_a_stop_token_in_the_last_place_is_a_stop(engine):
     [result] = generate(engine, [PROMPTS[0]], SamplingSettings(first, 0.0, (stop,)))
     assert result.token_ids == free.token_ids[:first]
     assert result.finish_reason == "stop"
-
-
-# --- adapters -----------------------------------------------------------------------------------------------------
 
 
 def test_adapters_are_loaded_and_replaced(engine, adapters, tiny_model):
@@ -400,9 +391,6 @@ def test_adapter_that_does_not_fit_is_refused(engine, adapters, tmp_path, damage
     assert engine.policy_version == 1
 
 
-# --- scores -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("prompt", [PROMPTS[0], PROMPTS[2]])
 def test_score_is_a_plain_forward(make_engine, model, prompt):
     engine = make_engine(model)
@@ -426,9 +414,6 @@ def test_score_of_what_was_generated(engine):
     [result] = generate(engine, [PROMPTS[0]], SamplingSettings(10, 1.0), seeds=[0])
     scores = engine.run(engine.score([*PROMPTS[0], *result.token_ids]))
     assert close(scores[-10:], result.logprobs, 1e-4)
-
-
-# --- life ---------------------------------------------------------------------------------------------------------
 
 
 def test_use_before_start_is_refused(adapters):

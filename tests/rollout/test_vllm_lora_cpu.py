@@ -165,9 +165,6 @@ def test_before_any_metadata_there_is_no_adapter():
     assert torch.equal(y, before)
 
 
-# --- logits -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("vocabulary", "padded"), [(40, 40), (40, 64), (48, 40)])
 def test_logits_equal_the_loops(slots, vocabulary, padded):
     (a,), (b,) = weights((padded,))
@@ -201,9 +198,6 @@ def test_logits_of_an_adapter_without_a_head_are_untouched():
     wrapper_for(slots).add_lora_logits(y, x, a, b, 1.0)
     assert torch.equal(y[[0, 2, 3]], before[[0, 2, 3]])
     assert not torch.equal(y[1], before[1])
-
-
-# --- grouping -----------------------------------------------------------------------------------------------------
 
 
 def test_groups(slots):
