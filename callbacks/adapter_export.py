@@ -21,20 +21,25 @@ class AdapterExport(Callback):
 
     def __init__(self, keep: int = 1) -> None:
         self._keep = keep
+        self._saved: list[Path] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start a new run's list; what earlier runs saved is theirs."""
+        self._saved = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, then delete what is too old."""
         assert isinstance(pl_module, GRPOModule)
         if not trainer.is_global_zero:
             return
-        path = adapter_path(trainer, trainer.current_epoch)
+        path = run_directory(trainer) / "adapters" / f"epoch-{trainer.current_epoch:04d}"
         shutil.rmtree(path, ignore_errors=True)
         save_adapter(pl_module.policy, path)
-        if self._keep:
-            for old in sorted(path.parent.glob("epoch-*"))[: -self._keep]:
-                shutil.rmtree(old)
+        self._saved.append(path)
+        while self._keep and len(self._saved) > self._keep:
+            shutil.rmtree(self._saved.pop(0), ignore_errors=True)
 
-
-def adapter_path(trainer: Trainer, epoch: int) -> Path:
-    """Folder of an epoch's adapter."""
-    return run_directory(trainer) / "adapters" / f"epoch-{epoch:04d}"
+    @property
+    def latest(self) -> Path | None:
+        """The folder saved last in this run."""
+        return self._saved[-1] if self._saved else None

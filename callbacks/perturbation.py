@@ -14,7 +14,9 @@ class ParameterPerturbation(Callback):
 
     It makes a check of the ratio's std pass *without any learning*: a stuck policy with a pinch of noise looks
     alive. It is here because some recipes ask for it. The detectors see through it: noise is not an optimizer step,
-    so a frozen policy is still reported, and each perturbation counts as a change of the policy's version.
+    so a frozen policy is still reported, and recomputed old logprobs too. But each perturbation counts as a change
+    of the policy's version, so the tokens are never fresh, and the checks that compare trainer and engine at equal
+    weights have no power: a wrong sync or misaligned logprobs go unseen.
 
     Args:
         scale: Standard deviation of the noise.

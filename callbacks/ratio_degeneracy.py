@@ -13,14 +13,18 @@ from torch.optim import Optimizer
 from grpo_lightning.datamodule import RolloutDataModule
 from grpo_lightning.diagnostics import MicroBatchEvidence, Status, Verdict
 from grpo_lightning.diagnostics.checks import (
+    MAX_MISMATCH,
     check_alignment,
     check_finite,
+    check_gradient,
     check_mismatch,
     check_moved,
     check_ratio,
     check_sampler,
     check_served_adapter,
     check_stored,
+    mismatch_rms,
+    uncertain_tokens,
 )
 from grpo_lightning.errors import DegeneracyError, RatioDegeneracyError
 from grpo_lightning.module import GRPOModule
@@ -42,7 +46,7 @@ class RatioDegeneracyDetector(Callback):
     updates lie between sampling and now. A healthy first step after sampling (ratio 1, std 1e-5 in float32) passes;
     a policy that is stuck does not. Checks run in causal order and the first failure names the cause:
 
-    1. logprobs are finite; 2. the old logprobs are the stored ones (not recomputed); 3. the sampler's logprobs are
+    1. logprobs and gradient are finite; 2. the old logprobs are the stored ones; 3. the sampler's logprobs are
     not zero-filled or copied; 4. they are aligned with their tokens; 5. the engine serves this adapter; 6. it agrees
     with the trainer as on the first rollout; 7. the ratios vary where they should; 8. the optimizer moves the
     parameters.
@@ -54,6 +58,8 @@ class RatioDegeneracyDetector(Callback):
         action: ``"halt"`` raises, ``"warn"`` warns and goes on.
         warn_std: Optionally warn when the ratio's std is below this level after at least one update since sampling.
             No fixed level is right for all runs (0.006 is a healthy value), hence off by default.
+        max_mismatch: Largest RMS difference in nats between the trainer's and the engine's logprobs right after
+            sampling, when both hold the same weights.
         bitwise_consistent_engine: Declare that the engine's logprobs equal the trainer's bit for bit by design.
     """
 
@@ -64,12 +70,14 @@ class RatioDegeneracyDetector(Callback):
         strict: bool = False,
         action: Literal["halt", "warn"] = "halt",
         warn_std: float | None = None,
+        max_mismatch: float = MAX_MISMATCH,
         bitwise_consistent_engine: bool = False,
     ) -> None:
         self._min_std = min_std
         self._strict = strict
         self._action = action
         self._warn_std = warn_std
+        self._max_mismatch = max_mismatch
         self._bitwise = bitwise_consistent_engine
         self._first_mismatch: float | None = None
         self._announced = False
@@ -78,6 +86,7 @@ class RatioDegeneracyDetector(Callback):
         self._expected_drift = 0.0
         self._weight_sum = 0.0
         self._lr = 0.0
+        self._grad_norm = 0.0
         self.verdicts: list[Verdict] = []
 
     @property
@@ -93,6 +102,10 @@ class RatioDegeneracyDetector(Callback):
         """Restore it."""
         self._first_mismatch = state_dict["first_mismatch"]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier run; a checkpoint's state is restored after this."""
+        self._first_mismatch, self._announced, self._base, self._before = None, False, None, {}
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """On a rollout's first micro-batch, ask what the base model would have said."""
         if not isinstance(batch, PackedBatch) or not batch.first_of_rollout:
@@ -101,7 +114,8 @@ class RatioDegeneracyDetector(Callback):
         self._expected_drift = 0.0
         self._base = None
         if module.policy_version > 0:
-            with module.policy.reference():
+            # The loss runs under the Trainer's precision; what it is compared with must too.
+            with trainer.precision_plugin.train_step_context(), module.policy.reference():
                 logprobs, _ = module.policy.token_logprobs(batch.first_rows(_BASE_TOKENS))
             kept = batch.loss_weight[: len(logprobs)] > 0
             self._base = logprobs[kept].double().cpu()
@@ -119,37 +133,38 @@ class RatioDegeneracyDetector(Callback):
             stats["std"],
             int(stats["count"]),
         )
+        gradients = {
+            name: (p, p.grad.detach()) for name, p in module.policy.trainable_parameters().items() if p.grad is not None
+        }
+        self._grad_norm = sum(float(grad.double().square().sum()) for _, grad in gradients.values()) ** 0.5
         evidence = _with_ledger(MicroBatchEvidence.join(module.evidence), trainer)
-        self._conclude(self._judge(evidence, stats))
+        self.verdicts = self._judge(evidence, stats)
+        self._conclude(next((v for v in self.verdicts if v.status is Status.FAIL), None))
         # What the step is about to do: gradient and parameters, to compare with after it.
         # Schedulers step before the hook that follows the step.
         self._lr = max(float(group["lr"]) for group in optimizer.param_groups)
         self._weight_sum = float(evidence.weighted_advantage.abs().sum())
-        self._before = {
-            name: (p.detach().clone(), p.grad.detach().clone())
-            for name, p in module.policy.trainable_parameters().items()
-            if p.grad is not None
-        }
+        self._before = {name: (p.detach().clone(), grad.clone()) for name, (p, grad) in gradients.items()}
 
     def _judge(self, evidence: MicroBatchEvidence, stats: Mapping[str, float]) -> list[Verdict]:
         k = int(evidence.updates_since_sampling.max()) if len(evidence) else 0
-        verdicts = [check_finite(evidence), check_stored(evidence)]
+        verdicts = [check_finite(evidence), check_gradient(self._grad_norm), check_stored(evidence)]
         if not self._bitwise:
             verdicts.append(check_sampler(evidence))
         verdicts.append(check_alignment(evidence))
         if self._base is not None:
             verdicts.append(check_served_adapter(evidence, self._base, self._first_mismatch))
             self._base = None
-        mismatch = check_mismatch(evidence, self._first_mismatch)
-        if self._first_mismatch is None and "mismatch RMS" in mismatch.evidence:
-            self._first_mismatch = float(mismatch.evidence["mismatch RMS"])
-        verdicts.append(mismatch)
+        verdicts.append(check_mismatch(evidence, self._first_mismatch, self._max_mismatch))
+        if self._first_mismatch is None and not any(v.status is Status.FAIL for v in verdicts):
+            self._first_mismatch = mismatch_rms(evidence)
         verdicts.append(
             check_ratio(
                 stats["std"],
                 int(stats["count"]),
                 k,
                 self._expected_drift,
+                uncertain=uncertain_tokens(evidence.logprobs),
                 min_std=self._min_std,
                 strict=self._strict,
                 details=dict(stats),
@@ -159,12 +174,10 @@ class RatioDegeneracyDetector(Callback):
             rank_zero_warn(f"PPO ratio std {stats['std']:.3g} is below warn_std={self._warn_std:g} after {k} updates.")
         return verdicts
 
-    def _conclude(self, verdicts: list[Verdict]) -> None:
-        self.verdicts = verdicts
-        failed = next((v for v in verdicts if v.status is Status.FAIL), None)
-        if failed is None:
+    def _conclude(self, failed: Verdict | None) -> None:
+        if failed is None or failed.status is not Status.FAIL:
             return
-        message = _message(failed, verdicts)
+        message = _message(failed, self.verdicts)
         if self._action == "warn":
             rank_zero_warn(message)
             return
@@ -179,22 +192,22 @@ class RatioDegeneracyDetector(Callback):
         module = _grpo(pl_module)
         before, self._before = self._before, {}
         current = module.policy.trainable_parameters()
-        squares = loss_change = grad_squares = 0.0
+        squares = loss_change = 0.0
         for name, (old, grad) in before.items():
             step = current[name].detach() - old
             squares += float(step.double().square().sum())
-            grad_squares += float(grad.double().square().sum())
             loss_change += float(torch.dot(step.flatten().double(), grad.flatten().double()))
         if self._weight_sum > 0:
             self._expected_drift += abs(loss_change) / self._weight_sum
         pl_module.log("policy/update_norm", squares**0.5, on_step=True, on_epoch=False)
         moved = check_moved(
-            grad_norm=grad_squares**0.5, lr=self._lr, update_norm=squares**0.5, updates=module.policy_version
+            grad_norm=self._grad_norm, lr=self._lr, update_norm=squares**0.5, updates=module.policy_version
         )
-        self._conclude([*self.verdicts, moved])
+        self.verdicts = [*self.verdicts, moved]
+        self._conclude(moved)
 
 
-_RATIO_CHECKS = ("old logprobs", "ratio", "finite")
+_RATIO_CHECKS = ("old logprobs", "ratio")
 
 
 def _grpo(module: LightningModule) -> GRPOModule:

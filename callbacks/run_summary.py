@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from grpo_lightning.callbacks.adapter_export import AdapterExport
 from grpo_lightning.callbacks.run_directory import run_directory
 from grpo_lightning.module import GRPOModule
 
@@ -62,8 +63,11 @@ class RunSummary(Callback):
         self._write(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what there is."""
-        self._write(trainer)
+        """Write what there is, without hiding the exception."""
+        try:
+            self._write(trainer)
+        except OSError as error:
+            rank_zero_warn(f"the run's summary could not be written: {error}")
 
     def _write(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero or not self._epochs:
@@ -75,8 +79,8 @@ class RunSummary(Callback):
         picture = folder / "summary.png"
         if self._plot:
             draw(self._epochs, self._accuracies, picture)
-        adapters = sorted((folder / "adapters").glob("epoch-*"))
-        print(_card(result, folder, adapters[-1] if adapters else None), flush=True)
+        exports = [c.latest for c in getattr(trainer, "callbacks", ()) if isinstance(c, AdapterExport)]
+        print(_card(result, folder, next(iter(exports), None)), flush=True)
 
 
 def summarize(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], seconds: float) -> dict[str, Any]:

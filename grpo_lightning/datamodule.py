@@ -169,9 +169,10 @@ class RolloutDataModule(LightningDataModule):
         self.seed = seed
         self.rollout: Rollout | None = None
         self.rollout_metrics: dict[str, float] = {}
-        self.evaluations: list[Group] = []
         self._encoder: PromptEncoder | None = None
         self._sync_seconds = 0.0
+        # Its own count: Lightning's epoch is one behind when it first builds the loader of a resumed run.
+        self._rollouts = 0
 
     def __str__(self) -> str:
         # LightningDataModule.__str__ builds every loader, which here would start a rollout.
@@ -196,8 +197,15 @@ class RolloutDataModule(LightningDataModule):
         trainer, module = self._trainer(), self._module()
         # What an earlier run sampled, perhaps with another module of the same version, is not this run's.
         self.rollout, self.rollout_metrics = None, {}
+        if module.policy_version == 0:
+            self._rollouts = 0
         if trainer.world_size > 1:
             raise ConfigurationError(f"expected one process, but the Trainer has {trainer.world_size}")
+        if trainer.precision == "16-mixed":
+            raise ConfigurationError(
+                "expected another precision than '16-mixed': its gradient scaler skips steps on overflow, which the "
+                "policy's version and the detectors would take for updates. Use 'bf16-mixed' or '32-true'"
+            )
         if stage == "fit":
             self._set_reload(trainer)
         self.scorer.check(self.tasks[0])
@@ -240,6 +248,14 @@ class RolloutDataModule(LightningDataModule):
             f"of {completions // self.updates_per_rollout} completions in "
             f"{_count(trainer.accumulate_grad_batches, 'micro-batch')}. {len(self.tasks)} tasks{held_out}."
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the order of tasks."""
+        return {"rollouts": self._rollouts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._rollouts = state_dict["rollouts"]
 
     def teardown(self, stage: str) -> None:
         """Stop the engine."""
@@ -294,12 +310,13 @@ class RolloutDataModule(LightningDataModule):
 
     def _make_rollout(self, module: "GRPOModule") -> Rollout:
         trainer = self._trainer()
-        number = trainer.global_step // self.updates_per_epoch
+        number = self._rollouts
         self.ensure_synced()
         begin = time.perf_counter()
         first = number * self.prompts_per_rollout
         tasks = [self.tasks[task_index(first + i, len(self.tasks), self.seed)] for i in range(self.prompts_per_rollout)]
-        with rollout_bar(f"Rollout {number}", len(tasks) * self.samples_per_prompt) as on_sample:
+        bar = trainer.progress_bar_callback
+        with rollout_bar(f"Rollout {number}", len(tasks) * self.samples_per_prompt, bar) as on_sample:
             groups = self._collect(
                 tasks,
                 samples=self.samples_per_prompt,
@@ -319,6 +336,7 @@ class RolloutDataModule(LightningDataModule):
         }
         self.rollout_metrics["throughput/rollout_tokens_per_second"] = self.rollout_metrics["tokens/sampled"] / seconds
         self._sync_seconds = 0.0
+        self._rollouts += 1
         return Rollout(
             module.policy_version,
             number,
@@ -376,17 +394,20 @@ class RolloutDataModule(LightningDataModule):
         """Answer held-out tasks greedily.
 
         Returns:
-            Values of all scored tasks by name: ``reward`` (weighted sum), ``accuracy`` (0 or 1) and each reward.
+            Values by name: ``reward`` (weighted sum) and each reward, of the tasks they apply to; ``accuracy``
+            (0 or 1) of every task.
         """
         self.ensure_synced()
-        with rollout_bar("Evaluation", len(batch.tasks)) as on_sample:
+        with rollout_bar("Evaluation", len(batch.tasks), self._trainer().progress_bar_callback) as on_sample:
             groups = self._collect(
                 batch.tasks, samples=1, temperature=0.0, seed_key=f"{self.seed}/val", on_sample=on_sample
             )
-        self.evaluations = groups
         samples = [g.samples[0] for g in groups]
-        rewards = [s.reward for s in samples if s.reward is not None]
-        scores = {"reward": rewards, "accuracy": [float(r >= self.success_reward) for r in rewards]}
+        scores = {
+            "reward": [s.reward for s in samples if s.reward is not None],
+            # An answer that cannot be scored is not correct.
+            "accuracy": [float(s.reward is not None and s.reward >= self.success_reward) for s in samples],
+        }
         for name in self.scorer.names:
             scores[f"reward_{name}"] = [v for s in samples if (v := s.rewards.get(name)) is not None]
         return scores

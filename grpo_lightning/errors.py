@@ -1,4 +1,4 @@
-"""Every error that this package raises on purpose derives from `GRPOError` and from a fitting built-in."""
+"""Errors that a user meets: each derives from `GRPOError` and from the built-in that fits it."""
 
 
 class GRPOError(Exception):

@@ -118,7 +118,6 @@ class GRPOModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over the adapter, with the learning rate's schedule counted in optimizer steps."""
-        self.policy.keep_adapter_in_float32()
         optimizer = AdamW(
             list(self.policy.trainable_parameters().values()),
             lr=self.hparams["learning_rate"],
@@ -153,6 +152,10 @@ class GRPOModule(LightningModule):
             )
         return trainer.max_epochs * data.updates_per_epoch
 
+    def setup(self, stage: str) -> None:
+        """An earlier fit may have ended in an exception."""
+        self.fitting = False
+
     def on_fit_start(self) -> None:
         """From here on rollouts may be made."""
         self.fitting = True
@@ -170,7 +173,19 @@ class GRPOModule(LightningModule):
         self.policy_version += 1
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's counters."""
+        """Start the epoch's counters.
+
+        Raises:
+            ConfigurationError: If ``accumulate_grad_batches`` is not what the rollout was cut for.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, RolloutDataModule) and data.rollout is not None:
+            expected = data.updates_per_epoch * self.trainer.accumulate_grad_batches
+            if len(data.rollout.batches) != expected:
+                raise ConfigurationError(
+                    f"expected {expected} micro-batches, but the rollout was cut into {len(data.rollout.batches)}: "
+                    "accumulate_grad_batches changed meanwhile (GradientAccumulationScheduler is not supported)"
+                )
         self.epoch_ratio.reset()
         self._sums = {}
         self._epoch_max_k = 0

@@ -5,8 +5,8 @@ Shapes: ``T`` packed tokens, ``N`` sampled tokens, ``H`` hidden size, ``S`` sequ
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,10 +69,6 @@ def load_policy(
     from transformers import AutoModelForCausalLM
 
     targets = lora_targets if isinstance(lora_targets, str) else list(lora_targets)
-    if "lm_head" in targets or "embed_tokens" in targets:
-        raise ConfigurationError(
-            f"expected lora_targets among the inner layers, but got {targets}: vLLM cannot serve those"
-        )
     if lora_rank < 1:
         raise ConfigurationError(f"expected lora_rank >= 1, but got {lora_rank}")
     register()
@@ -93,7 +89,13 @@ def load_policy(
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    return Policy(get_peft_model(base, config, autocast_adapter_dtype=True).train())
+    policy = Policy(get_peft_model(base, config, autocast_adapter_dtype=True).train())
+    if any(hasattr(m, "lora_A") for m in (base.get_output_embeddings(), base.get_input_embeddings())):
+        raise ConfigurationError(
+            f"expected lora_targets among the inner layers, but got {targets!r}, which takes in the output head or "
+            "the input embedding: vLLM cannot serve those, and the chunked head does not see them"
+        )
+    return policy
 
 
 def _disable_dropout(base: nn.Module) -> None:
@@ -127,11 +129,17 @@ class Policy(nn.Module):
         """The adapter's parameters by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def keep_adapter_in_float32(self) -> None:
-        """Undo a conversion of the adapter to a lower precision (Lightning's ``bf16-true`` converts everything)."""
-        for parameter in self.trainable_parameters().values():
-            if parameter.dtype in (torch.bfloat16, torch.float16):
-                parameter.data = parameter.data.float()
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert everything, but keep the adapter's dtype and values.
+
+        Lightning's ``bf16-true`` converts the whole module, after a checkpoint was restored: the adapter's small
+        updates would be rounded away.
+        """
+        kept = {name: p.data for name, p in self.trainable_parameters().items()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, parameter in self.trainable_parameters().items():
+            parameter.data = kept[name].to(parameter.device)
+        return self
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:

@@ -6,17 +6,30 @@ import pytest
 import torch
 from fakes import FakeEngine
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import IterableDataset
 
-from grpo_lightning import GRPOModule, RolloutDataModule
+from grpo_lightning import GRPOModule, RolloutDataModule, TransformersEngine
 from grpo_lightning.callbacks import EpochLine, LoRAWeightSync, ParameterPerturbation, RatioDegeneracyDetector
-from grpo_lightning.errors import ConfigurationError, RewardError, RolloutError, StaleRolloutError
+from grpo_lightning.errors import ConfigurationError, DegeneracyError, RewardError, RolloutError, StaleRolloutError
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.tasks import SumTasks
 
 MODEL = {"dtype": "float32", "lora_rank": 4, "learning_rate": 1e-3}
+
+
+class RecordingEngine(TransformersEngine):
+    """A real engine that notes the seeds of its sampled requests."""
+
+    def __init__(self):
+        super().__init__(dtype="float32")
+        self.seeds = []
+
+    async def generate(self, prompt_ids, params, *, seed=None, **settings):
+        if params.temperature > 0:
+            self.seeds.append(seed)
+        return await super().generate(prompt_ids, params, seed=seed, **settings)
 
 
 def length(completion):
@@ -33,7 +46,11 @@ def trainer(tmp_path, **settings):
         "enable_model_summary": False,
         "default_root_dir": tmp_path,
     }
-    return Trainer(**{**defaults, **settings})
+    callbacks = settings.pop("callbacks", [])
+    if not any(isinstance(c, RatioDegeneracyDetector) for c in callbacks):
+        # The fake engine's logprobs are random numbers.
+        callbacks = [*callbacks, RatioDegeneracyDetector(max_mismatch=100)]
+    return Trainer(callbacks=callbacks, **{**defaults, **settings})
 
 
 def data(engine, reward=length, **settings):
@@ -143,11 +160,10 @@ def _train_prompts(engine):
 class TestTrainer:
     def test_a_bare_trainer_works(self, tmp_path, tiny_model, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        engine = FakeEngine()
+        engine = RecordingEngine()
         bare = Trainer(max_epochs=3, accelerator="cpu")
         bare.fit(GRPOModule(tiny_model, **MODEL), data(engine, val_size=2))
-        sampled = [seed for _, params, seed, *_ in engine.requests if params.temperature > 0]
-        assert len(sampled) == len(set(sampled)) == 3 * 4 * 3  # every epoch is a new rollout
+        assert len(engine.seeds) == len(set(engine.seeds)) == 3 * 4 * 3  # every epoch is a new rollout
         metrics = bare.callback_metrics
         for name in (
             "ppo/ratio_mean",
@@ -226,6 +242,54 @@ class TestTrainer:
         run.fit(module, data(FakeEngine()))
         assert run.global_step == 2
         assert {p.dtype for p in module.policy.trainable_parameters().values()} == {torch.float32}
+
+    def test_gradient_scaling_is_refused(self, tmp_path, tiny_model):
+        engine = FakeEngine()
+        half = data(engine)
+        half.trainer = type(
+            "Half", (), {"world_size": 1, "precision": "16-mixed", "lightning_module": GRPOModule(tiny_model, **MODEL)}
+        )()
+        with pytest.raises(ConfigurationError, match="16-mixed.*Use 'bf16-mixed'"):
+            half.setup("fit")
+        assert not engine.specs
+
+    def test_changing_accumulation_is_refused(self, tmp_path, tiny_model):
+        scheduler = GradientAccumulationScheduler({0: 1, 1: 2})
+        with pytest.raises(ConfigurationError, match="expected 2 micro-batches, but the rollout was cut into 1"):
+            trainer(tmp_path, callbacks=[scheduler]).fit(GRPOModule(tiny_model, **MODEL), data(FakeEngine()))
+
+    def test_an_earlier_rollout_is_not_used_again(self, tmp_path, tiny_model):
+        class Stop(Callback):
+            def on_train_start(self, trainer, pl_module):
+                raise ZeroDivisionError
+
+        engine = FakeEngine()
+        shared = data(engine)
+        with pytest.raises(ZeroDivisionError):
+            trainer(tmp_path, callbacks=[Stop()]).fit(GRPOModule(tiny_model, **MODEL), shared)
+        first = len(engine.calls)
+        assert first == 12
+        trainer(tmp_path, max_epochs=1).fit(GRPOModule(tiny_model, **MODEL), shared)
+        assert len(engine.calls) == 2 * first
+
+    def test_cut_epochs_go_on_to_new_tasks(self, tmp_path, tiny_model):
+        engine = FakeEngine()
+        trainer(tmp_path, max_epochs=3, limit_train_batches=1).fit(
+            GRPOModule(tiny_model, **MODEL), data(engine, updates_per_rollout=4)
+        )
+        seeds = [seed for _, _, seed, *_ in engine.requests]
+        assert len(seeds) == len(set(seeds)) == 36
+
+    def test_an_infinite_gradient_halts_before_it_destroys_the_weights(self, tmp_path, tiny_model):
+        class Explode(Callback):
+            def on_after_backward(self, trainer, pl_module):
+                for parameter in pl_module.policy.trainable_parameters().values():
+                    parameter.grad.fill_(torch.inf)
+
+        module = GRPOModule(tiny_model, **MODEL)
+        with pytest.raises(DegeneracyError, match="would destroy the weights"):
+            trainer(tmp_path, callbacks=[Explode()], gradient_clip_val=1.0).fit(module, data(FakeEngine()))
+        assert all(torch.isfinite(p).all() for p in module.policy.trainable_parameters().values())
 
     def test_several_processes_are_refused(self, tmp_path, tiny_model):
         engine = FakeEngine()
@@ -340,7 +404,8 @@ class TestDataModule:
 
 
 class TestFailedEpisodes:
-    def test_dropped_groups_leave_fillers(self, tmp_path, tiny_model):
+    @pytest.mark.parametrize("aggregation", ["sequence", "token"])
+    def test_dropped_groups_leave_fillers(self, tmp_path, tiny_model, aggregation):
         """Trap 16: an update whose groups were all dropped still has its micro-batches, and they weigh nothing."""
         dropped = {"n": 0}
 
@@ -352,7 +417,7 @@ class TestFailedEpisodes:
         steps = Gradients()
         run = trainer(tmp_path, max_epochs=3, callbacks=[steps], accumulate_grad_batches=2)
         run.fit(
-            GRPOModule(tiny_model, **MODEL),
+            GRPOModule(tiny_model, aggregation=aggregation, **MODEL),
             data(FakeEngine(), reward=picky, updates_per_rollout=4),
         )
         assert run.global_step == 12
@@ -389,9 +454,10 @@ class TestFailedEpisodes:
 
 
 class TestCheckpoints:
-    def fit(self, tmp_path, model, engine, epochs, ckpt_path=None, **settings):
+    def fit(self, tmp_path, model, engine, epochs, ckpt_path=None, precision="32-true", **settings):
         run = trainer(
             tmp_path,
+            precision=precision,
             max_epochs=epochs,
             enable_checkpointing=True,
             callbacks=[ModelCheckpoint(tmp_path / "ckpt", save_last=True, every_n_epochs=1)],
@@ -417,6 +483,15 @@ class TestCheckpoints:
         assert [r[2] for r in engine.requests] == [r[2] for r in whole_engine.requests][24:]
         for name, parameter in whole.policy.trainable_parameters().items():
             assert torch.equal(parameter, resumed.policy.trainable_parameters()[name]), name
+
+    def test_the_adapter_survives_bf16_true_when_restored(self, tmp_path, tiny_model):
+        trained = self.fit(tmp_path, tiny_model, FakeEngine(), 1, precision="bf16-true")
+        last = tmp_path / "ckpt" / "last.ckpt"
+        restored = self.fit(tmp_path, tiny_model, FakeEngine(), 1, ckpt_path=last, precision="bf16-true")
+        for name, parameter in trained.policy.trainable_parameters().items():
+            assert torch.equal(parameter, restored.policy.trainable_parameters()[name])
+            if "lora_B" in name:
+                assert not torch.equal(parameter, parameter.bfloat16().float())
 
     def test_the_checkpoint_holds_the_adapter_alone(self, tmp_path, tiny_model):
         module = self.fit(tmp_path, tiny_model, FakeEngine(), 1)

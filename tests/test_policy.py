@@ -472,7 +472,6 @@ def test_adapter_is_float32_and_alone_trainable(directories, dtype):
     assert all("lora_" in name and p.dtype == torch.float32 for name, p in trainable.items())
     assert {p.dtype for n, p in policy.model.named_parameters() if n not in trainable} == {getattr(torch, dtype)}
     policy.to(torch.bfloat16)
-    policy.keep_adapter_in_float32()
     assert {p.dtype for p in policy.trainable_parameters().values()} == {torch.float32}
     logprobs, _ = policy.token_logprobs(pack(make_rows(LENGTHS["mixed"]), 0.7))
     assert logprobs.dtype == torch.float32

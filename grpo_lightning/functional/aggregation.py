@@ -23,6 +23,8 @@ def token_weights(lengths_S: Sequence[int], aggregation: Aggregation = "sequence
     """
     if any(length < 1 for length in lengths_S):
         raise ValueError(f"expected lengths >= 1, but got {min(lengths_S)}")
+    if not lengths_S:
+        return []
     if aggregation == "sequence":
         return [1 / (len(lengths_S) * length) for length in lengths_S]
     if aggregation == "token":

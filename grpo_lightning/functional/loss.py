@@ -67,11 +67,12 @@ def clipped_surrogate(
     if not 0 <= clip_low < 1 or not clip_high >= 0:
         raise ValueError(f"expected 0 <= clip_low < 1 and clip_high >= 0, but got {clip_low} and {clip_high}")
     log_ratio = logprobs_N - old_logprobs_N
-    ratio = log_ratio.exp()
-    unclipped = ratio * advantages_N
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages_N
     with torch.no_grad():
-        clipped_low = (ratio < 1 - clip_low) & (advantages_N < 0)
-        clipped_high = (ratio > 1 + clip_high) & (advantages_N > 0)
-    loss = -(weight_N * torch.minimum(unclipped, clipped)).sum()
+        clipped_low = (log_ratio.exp() < 1 - clip_low) & (advantages_N < 0)
+        clipped_high = (log_ratio.exp() > 1 + clip_high) & (advantages_N > 0)
+        constant = clipped_low | clipped_high | (advantages_N == 0) | (weight_N == 0)
+    # The minimum, written so that a ratio that overflows where it has no say gives no NaN (0 times infinity).
+    ratio = torch.where(constant, 0.0, log_ratio).exp()
+    ratio = torch.where(clipped_low, 1 - clip_low, torch.where(clipped_high, 1 + clip_high, ratio))
+    loss = -(weight_N * ratio * advantages_N).sum()
     return PolicyLoss(loss, log_ratio.detach(), clipped_low, clipped_high)

@@ -5,7 +5,7 @@ import re
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
-def last_number_correct(completion: str, answer: str) -> float:
+def last_number_correct(completion: str, answer: str | float) -> float:
     """1 if the last number in the completion is the answer, else 0.
 
     >>> last_number_correct("3 + 4 = 7.", answer="7")
@@ -14,4 +14,4 @@ def last_number_correct(completion: str, answer: str) -> float:
     0.0
     """
     numbers = _NUMBER.findall(completion.replace(",", ""))
-    return float(bool(numbers) and float(numbers[-1]) == float(answer))
+    return float(bool(numbers) and float(numbers[-1]) == float(str(answer).replace(",", "")))

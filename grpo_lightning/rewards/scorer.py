@@ -20,6 +20,10 @@ or ``task_id``. None means that it does not apply to this task.
 """
 
 
+RESERVED_NAMES = {"mean", "std", "failed"}
+"""Names of metrics under ``reward/`` that a reward function may not have."""
+
+
 class Scorer:
     """Several reward functions with weights.
 
@@ -45,6 +49,9 @@ class Scorer:
             raise ConfigurationError(f"expected one weight per reward, but got {len(weights)} for {len(functions)}")
         if not timeout > 0:
             raise ConfigurationError(f"expected a reward timeout > 0 seconds, but got {timeout}")
+        reserved = sorted(set(_unique_names(functions)) & RESERVED_NAMES)
+        if reserved:
+            raise ConfigurationError(f"expected a reward function with another name than {', '.join(reserved)}")
         self._functions = dict(zip(_unique_names(functions), functions, strict=True))
         self._weights = dict(zip(self._functions, weights or [1.0] * len(functions), strict=True))
         self._timeout = timeout
@@ -92,16 +99,13 @@ class Scorer:
         failures = []
         for name, function in self._functions.items():
             try:
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(self._timeout) as limit:
                     value = await _call(function, completion, fields)
-            except TimeoutError:
-                failures.append(f"reward {name!r} took longer than {self._timeout:g} s on task {task.id!r}")
-                continue
             except Exception as error:
-                message = (
-                    f"reward {name!r} raised {type(error).__name__}: {error} on task {task.id!r}, "
-                    f"completion {completion!r}"
-                )
+                if limit.expired():
+                    failures.append(f"reward {name!r} took longer than {self._timeout:g} s on task {task.id!r}")
+                    continue
+                message = f"reward {name!r} raised {_described(error)} on task {task.id!r}, completion {completion!r}"
                 if self._on_error == "raise":
                     raise RewardError(message) from error
                 failures.append(message)
@@ -118,13 +122,16 @@ class Scorer:
 
 
 async def _call(function: RewardFunction, completion: str, fields: Mapping[str, Any]) -> Any:
-    parameters = list(inspect.signature(function).parameters.values())[1:]
+    first, *parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        arguments = dict(fields)
+        arguments = {name: value for name, value in fields.items() if name != first.name}
     else:
         arguments = {p.name: fields[p.name] for p in parameters if p.name in fields}
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
-        return await function(completion, **arguments)
+        try:
+            return await function(completion, **arguments)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _contained(error) from error
     result = await _in_daemon_thread(partial(function, completion, **arguments))
     return await result if inspect.isawaitable(result) else result
 
@@ -147,18 +154,33 @@ async def _in_daemon_thread(call: Callable[[], Any]) -> Any:
             future.set_exception(error)
 
     def work() -> None:
-        result, error = None, None
+        result: Any = None
+        error: Exception | None = None
         try:
             result = call()
         except BaseException as caught:
-            # A future cannot carry StopIteration.
-            error = RuntimeError("StopIteration") if isinstance(caught, StopIteration) else caught
+            error = caught if isinstance(caught, Exception) else _contained(caught)
+            if isinstance(error, StopIteration):
+                # A future cannot carry it.
+                error = _contained(error)
         # The loop is closed if the run ended meanwhile.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=work, daemon=True, name="grpo-lightning-reward").start()
     return await future
+
+
+class _Contained(RuntimeError):
+    """What would end the event loop, as an error of the reward: model-written code calls ``exit()``."""
+
+
+def _contained(error: BaseException) -> _Contained:
+    return _Contained(_described(error))
+
+
+def _described(error: BaseException) -> str:
+    return str(error) if isinstance(error, _Contained) else f"{type(error).__name__}: {error}"
 
 
 def _fields(task: Task) -> dict[str, Any]:

@@ -73,7 +73,8 @@ async def collect(
                 pending.append([running.create_task(episode(task, prompt_ids, number)) for number in numbers])
     except ExceptionGroup as failures:
         # One cause is enough to act on; the others were cancelled or are the same.
-        raise failures.exceptions[0] from None
+        first = failures.exceptions[0]
+        raise first from first.__cause__
     return [
         Group(task, tuple(prompt_ids), tuple(sample.result() for sample in samples))
         for (task, prompt_ids), samples in zip(tasks, pending, strict=True)

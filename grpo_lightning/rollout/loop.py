@@ -1,6 +1,7 @@
 """One event loop on one background thread, for the whole life of an engine."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -40,8 +41,11 @@ class EventLoopThread:
                     # Waiting in slices keeps the main thread able to take signals.
                     return future.result(timeout=_POLL_SECONDS)
                 except FutureTimeout:
+                    if not self._thread.is_alive():
+                        raise RuntimeError("the engine's event loop ended unexpectedly") from None
                     if future.done():
-                        raise
+                        # It finished just now, or the time-out is its own.
+                        return future.result()
         except BaseException:
             future.cancel()
             raise
@@ -58,7 +62,8 @@ class EventLoopThread:
             await asyncio.gather(*tasks, return_exceptions=True)
 
         if self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(cancel_all(), self._loop).result(timeout=10)
+            with contextlib.suppress(FutureTimeout):
+                asyncio.run_coroutine_threadsafe(cancel_all(), self._loop).result(timeout=10)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=10)
         if not self._loop.is_running():

@@ -1,6 +1,7 @@
 """Rollouts with transformers, in the trainer's process: no vLLM needed, slow, always there."""
 
 import asyncio
+import threading
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -56,6 +57,8 @@ class TransformersEngine:
         self._model: Any = None
         self._current: AdapterRef | None = None
         self._waiting: list[_Request] = []
+        # Adapters are switched on the one model, which several threads use.
+        self._lock = threading.Lock()
         self._flush: asyncio.Task[None] | None = None
 
     @property
@@ -130,8 +133,11 @@ class TransformersEngine:
 
     async def _serve(self) -> None:
         while self._waiting:
+            self._waiting = [r for r in self._waiting if not r.result.done()]
             # Let every coroutine that is ready to ask do so first: one batch instead of many.
             await asyncio.sleep(0)
+            if not self._waiting:
+                return
             first = self._waiting[0]
             batch = [r for r in self._waiting if (r.params, r.adapter) == (first.params, first.adapter)]
             batch = batch[: self._max_batch_size]
@@ -159,6 +165,10 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _sample(self, batch: list[_Request]) -> None:
+        with self._lock:
+            self._sample_locked(batch)
+
+    def _sample_locked(self, batch: list[_Request]) -> None:
         model = self._activate(batch[0].adapter)
         params = batch[0].params
         width = max(len(r.prompt_ids) for r in batch)
@@ -198,9 +208,10 @@ class TransformersEngine:
 
         @torch.inference_mode()
         def forward() -> list[float]:
-            model = self._activate(self._resolve(adapter))
-            ids = torch.tensor([list(token_ids)], device=next(model.parameters()).device)
-            logp = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+            with self._lock:
+                model = self._activate(self._resolve(adapter))
+                ids = torch.tensor([list(token_ids)], device=next(model.parameters()).device)
+                logp = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
             values: list[float] = logp.gather(1, ids[0, 1:, None]).squeeze(1).tolist()
             return values
 
@@ -227,7 +238,7 @@ class TransformersEngine:
         """
         path = require_directory(ref)
 
-        async def load() -> None:
+        with self._lock:
             model = self._loaded()
             if self._current is not None:
                 model.delete_adapter(self._current.name)
@@ -235,14 +246,14 @@ class TransformersEngine:
             result = model.load_adapter(str(path), adapter_name=ref.name)
             wrong = {*result.unexpected_keys, *result.missing_keys}
             if wrong:
+                model.delete_adapter(ref.name)
                 raise RolloutError(f"adapter {ref.name} does not fit the engine's model: {sorted(wrong)[:4]} …")
-
-        self.run(load())
         self._current = ref
 
     def close(self) -> None:
         """Drop the model and stop the event loop. Idempotent."""
         loop, self._loop, self._model, self._spec, self._current = self._loop, None, None, None, None
+        self._waiting = []
         if loop is not None:
             loop.close()
 

@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import importlib.util
 import itertools
+import math
 import multiprocessing.spawn
 import os
 import sys
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -136,7 +138,10 @@ class VLLMEngine:
         }
         if not on_gpu:
             args |= {"block_size": _CPU_BLOCK_SIZE, "enforce_eager": True} | self._settings_overrides("block_size")
-        with _engine_environment(on_gpu, self._cpu_cache_gib, self._cpu_threads), _without_main_module():
+        with (
+            _engine_environment(on_gpu, self._cpu_cache_gib, self._cpu_threads, self._start_timeout),
+            _without_main_module(),
+        ):
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
 
     def _settings_overrides(self, *names: str) -> dict[str, Any]:
@@ -148,15 +153,7 @@ class VLLMEngine:
         return self._llm
 
     async def _client(self) -> Any:
-        future = self._started()
-        try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), self._start_timeout)
-        except TimeoutError as error:
-            raise EngineDiedError(f"vLLM did not start within {self._start_timeout:g} s (start_timeout)") from error
-        except Exception as error:
-            raise EngineDiedError(
-                f"vLLM did not start: {type(error).__name__}: {error}. Its log above says more."
-            ) from error
+        return await asyncio.wrap_future(self._started())
 
     def wait_until_ready(self) -> None:
         """Wait until the engine's processes are up.
@@ -164,7 +161,15 @@ class VLLMEngine:
         Raises:
             EngineDiedError: If they did not start, or not in time.
         """
-        self.run(self._client())
+        # Not on the engine's loop: starting up occupies it.
+        try:
+            self._started().result(timeout=self._start_timeout)
+        except FutureTimeout as error:
+            raise EngineDiedError(f"vLLM did not start within {self._start_timeout:g} s (start_timeout)") from error
+        except Exception as error:
+            raise EngineDiedError(
+                f"vLLM did not start: {type(error).__name__}: {error}. Its log above says more."
+            ) from error
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the engine's event loop and wait for it."""
@@ -303,11 +308,12 @@ def _lora_request(ref: AdapterRef | None) -> Any:
 
 
 @contextlib.contextmanager
-def _engine_environment(on_gpu: bool, cpu_cache_gib: int, cpu_threads: int | None) -> Iterator[None]:
+def _engine_environment(on_gpu: bool, cpu_cache_gib: int, cpu_threads: int | None, timeout: float) -> Iterator[None]:
     """Set the environment that the engine's processes inherit, and give the trainer its own back."""
     before = dict(os.environ)
     os.environ[ENABLE_ENV] = str(os.getpid())
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(math.ceil(timeout)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     if not on_gpu:

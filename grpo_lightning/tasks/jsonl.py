@@ -1,6 +1,7 @@
 """Tasks from a JSON Lines file."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,20 @@ class JsonlTasks:
         if not self._path.is_file():
             raise ConfigurationError(f"expected a JSON Lines file, but there is none at {self._path}")
         system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-        with self._path.open(encoding="utf-8") as lines:
-            self._tasks = [
-                self._parse(number, line, prompt_field, id_field, system)
-                for number, line in enumerate(lines, start=1)
-                if line.strip()
-            ]
+        try:
+            text = self._path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"expected UTF-8, but {self._path} is not: {error}") from error
+        self._tasks = [
+            self._parse(number, line, prompt_field, id_field, system)
+            for number, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        ]
+        repeated = [name for name, count in Counter(task.id for task in self._tasks).items() if count > 1]
+        if repeated:
+            raise ConfigurationError(
+                f"expected unique ids, but {self._path} repeats {', '.join(map(repr, repeated[:3]))}"
+            )
         if not self._tasks:
             raise ConfigurationError(f"expected at least one task, but {self._path} is empty")
 
@@ -58,7 +67,8 @@ class JsonlTasks:
                 f"{where}: expected {prompt_field!r} to be a string or a list of chat messages, but got {prompt!r}"
             )
         data = {name: value for name, value in record.items() if name not in (prompt_field, id_field)}
-        return Task(str(record.get(id_field, number)), (*system, *messages), data)
+        name = record.get(id_field)
+        return Task(str(number if name is None else name), (*system, *messages), data)
 
     def __len__(self) -> int:
         return len(self._tasks)

@@ -454,3 +454,13 @@ def test_check_refuses_a_function_without_arguments():
 
     with pytest.raises(ConfigurationError, match="'nothing' to take the completion, but it takes no argument"):
         Scorer([nothing]).check(TASK)
+
+
+@pytest.mark.parametrize("name", ["mean", "std", "failed"])
+def test_names_of_metrics_are_refused(name):
+    def reward(completion):
+        return 1.0
+
+    reward.__name__ = name
+    with pytest.raises(ConfigurationError, match=f"another name than {name}"):
+        Scorer([reward])

@@ -69,10 +69,3 @@ def test_nothing_scored_is_nan_and_not_an_error():
     assert metrics["reward/failed"] == 2
     assert metrics["group/dropped"] == 1
     assert metrics["group/zero_variance_fraction"] == 0
-
-
-@pytest.mark.parametrize("name", ["mean", "std", "failed"])
-def test_a_reward_with_the_name_of_a_metric_does_not_replace_it(name):
-    samples = [make_sample([1], r, rewards={name: 40.0 + r}) for r in (1.0, 0.0)]
-    metrics = rollout_metrics([make_group([1], samples)])
-    assert (metrics["reward/mean"], metrics["reward/std"], metrics["reward/failed"]) == (0.5, 0.5, 0.0)
