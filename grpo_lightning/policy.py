@@ -72,7 +72,7 @@ def load_policy(
     if lora_rank < 1:
         raise ConfigurationError(f"expected lora_rank >= 1, but got {lora_rank}")
     register()
-    base = AutoModelForCausalLM.from_pretrained(
+    base: Any = AutoModelForCausalLM.from_pretrained(
         model,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         attn_implementation=attn_implementation,
@@ -81,7 +81,7 @@ def load_policy(
     _disable_dropout(base)
     if gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base.enable_input_require_grads()  # type: ignore[no-untyped-call]
+        base.enable_input_require_grads()
     config = LoraConfig(
         r=lora_rank,
         lora_alpha=lora_alpha,

@@ -481,7 +481,7 @@ def test_adapter_is_float32_and_alone_trainable(directories, dtype):
 
 @pytest.mark.parametrize(
     "targets",
-    ["lm_head", ["lm_head"], ["q_proj", "lm_head"], "embed_tokens", ["embed_tokens", "v_proj"], ".*head", "lm.head"],
+    ["lm_head", ["lm_head"], ["q_proj", "lm_head"], ".*embed_tokens", ["embed_tokens", "v_proj"], ".*head", "lm.head"],
 )
 def test_adapters_on_head_or_embedding_are_refused(directories, targets):
     with pytest.raises(ConfigurationError, match="expected lora_targets among the inner layers, but got"):
