@@ -126,6 +126,7 @@ def draw(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], pa
     """Reward with held-out accuracy, ratio mean ± std with its range, and seconds by phase, over the epochs."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         rank_zero_warn("summary.png was not drawn: install matplotlib, or set RunSummary(plot=False)")
         return
@@ -146,7 +147,7 @@ def draw(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], pa
     ratio.fill_between(x, low, high, alpha=0.25, label="mean ± std")
     ratio.plot(x, mean, marker="o", markersize=3, label="mean")
     ratio.set(title="PPO ratio before clipping", xlabel="epoch")
-    ratio.legend(loc="upper left", fontsize=8)
+    ratio.legend(loc="upper right", fontsize=8)
     bottom = [0.0] * len(epochs)
     for phase in ("rollout", "train", "sync"):
         values = series(f"time/{phase}_seconds")
@@ -155,6 +156,8 @@ def draw(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], pa
     seconds.set(title="Seconds by phase", xlabel="epoch")
     seconds.legend(loc="upper right", fontsize=8, ncols=3)
     seconds.margins(y=0.2)
+    for axes in (reward, ratio, seconds):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=110)
 
 
