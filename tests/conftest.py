@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,12 @@ def save_model(directory: Path, model_class: type, config) -> str:
     model.save_pretrained(directory)
     save_tokenizer(directory)
     return str(directory)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_works() -> None:
+    """A shell that starts the tests in the background has their processes ignore SIGINT, which some tests send."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

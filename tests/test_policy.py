@@ -480,6 +480,30 @@ def test_adapter_is_float32_and_alone_trainable(directories, dtype):
 
 
 @pytest.mark.parametrize(
+    ("convert", "dtype"),
+    [
+        (lambda m: m.to(torch.bfloat16), torch.bfloat16),
+        (lambda m: m.bfloat16(), torch.bfloat16),
+        (lambda m: m.half(), torch.float16),
+    ],
+)
+def test_conversions_leave_the_adapter_as_it_is(directories, convert, dtype):
+    # Within a larger module, as Lightning's bf16-true converts it. 1 + 2^-20 would be 1 in 16 bits.
+    policy = load_policy(directories["llama"], dtype="float32")
+    before = policy.trainable_parameters()
+    with torch.no_grad():
+        for parameter in before.values():
+            parameter.fill_(1 + 2.0**-20)
+    convert(nn.ModuleDict({"policy": policy}))
+    after = policy.trainable_parameters()
+    # The same objects: an optimizer may hold them.
+    assert after.keys() == before.keys()
+    assert all(after[name] is parameter for name, parameter in before.items())
+    assert all(p.dtype == torch.float32 and bool((p == 1 + 2.0**-20).all()) for p in after.values())
+    assert {p.dtype for name, p in policy.model.named_parameters() if name not in after} == {dtype}
+
+
+@pytest.mark.parametrize(
     "targets",
     ["lm_head", ["lm_head"], ["q_proj", "lm_head"], ".*embed_tokens", ["embed_tokens", "v_proj"], ".*head", "lm.head"],
 )

@@ -34,8 +34,9 @@ class EventLoopThread:
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("run() was called on the loop's own thread, where it would wait for itself")
-        future = self.submit(coroutine)
+        future = None
         try:
+            future = self.submit(coroutine)
             while True:
                 try:
                     # Waiting in slices keeps the main thread able to take signals.
@@ -47,7 +48,8 @@ class EventLoopThread:
                         # It finished just now, or the time-out is its own.
                         return future.result()
         except BaseException:
-            future.cancel()
+            if future is not None:
+                future.cancel()
             raise
 
     def close(self) -> None:

@@ -145,15 +145,20 @@ def test_healthy_updates_raise_no_alarm(noise, k):
 
 
 @NOISES
-def test_a_served_adapter_raises_no_alarm(noise):
+@pytest.mark.parametrize("trainer_share", [0.0, 0.5, 1.0])
+def test_a_served_adapter_raises_no_alarm(noise, trainer_share):
+    # The noise may be the engine's or the trainer's own; the latter is a part of the distance from the base.
     passed = 0
     for seed in range(DRAWS):
         draw = Draw(seed, noise)
         distance = 10 ** float(torch.empty(()).uniform_(-5, 0, generator=draw.generator))
         # The base's logprobs are known for the leading tokens alone.
         base = draw.base(distance)[: 1 + len(draw) * 2 // 3]
-        for sigma in (noise, None):
-            verdict = check_served_adapter(draw.evidence(), base, sigma)
+        c = draw.c + math.sqrt(trainer_share) * noise * draw.normal()
+        s = draw.c + math.sqrt(1 - trainer_share) * noise * draw.normal()
+        # With unknown noise, a trainer that alone is noisy cannot be told from an engine that serves the base.
+        for sigma in (noise,) if trainer_share == 1 else (None, noise):
+            verdict = check_served_adapter(draw.evidence(c=c, s=s), base, sigma)
             assert verdict.status is not Status.FAIL, f"draw {seed}, distance {distance}: {verdict}"
         passed += verdict.status is Status.PASS
     assert passed > 0.1 * DRAWS
@@ -364,6 +369,17 @@ def test_a_weak_correlation_with_the_neighbour_is_not_called_a_shift():
         draw = Draw(seed, BFLOAT16, 0, (20,) * 8)
         s = shift_within(draw.c, draw.sequence, 1) + draw.normal()
         assert check_alignment(draw.evidence(s=s)).status is Status.PASS
+
+
+def test_a_gap_within_chance_is_not_called_a_shift():
+    # Steady ramps correlate at every shift by 0.9 and more, and chance decides where most.
+    elsewhere = 0
+    for seed in range(50):
+        draw = Draw(seed, BFLOAT16, 0, (80,) * 2)
+        c, s = (-torch.arange(80.0).repeat(2) / 40 + 0.15 * draw.normal() for _ in range(2))
+        elsewhere += correlation(s[:-1], c[1:], draw.sequence) > correlation(s, c, draw.sequence)
+        assert check_alignment(draw.evidence(c=c, s=s)).status is Status.PASS
+    assert elsewhere > 0
 
 
 def test_alignment_has_no_power():
