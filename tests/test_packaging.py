@@ -1,5 +1,6 @@
 """What is installed is one package, light to import."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -38,8 +39,14 @@ def test_unknown_attribute_is_an_attribute_error():
 
 def test_the_wheel_is_one_package(tmp_path):
     """``callbacks/`` stands at the top of the checkout but is installed as ``grpo_lightning.callbacks`` only."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("grpo_lightning", "callbacks"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True)
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, source],
         check=True,
         capture_output=True,
     )
