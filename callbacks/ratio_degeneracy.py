@@ -1,7 +1,7 @@
 """Judging every optimizer step before it is applied."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -139,7 +139,7 @@ class RatioDegeneracyDetector(Callback):
         self._grad_norm = sum(float(grad.double().square().sum()) for _, grad in gradients.values()) ** 0.5
         evidence = _with_ledger(MicroBatchEvidence.join(module.evidence), trainer)
         self.verdicts = self._judge(evidence, stats)
-        self._conclude(next((v for v in self.verdicts if v.status is Status.FAIL), None))
+        self._conclude(self.verdicts)
         # What the step is about to do: gradient and parameters, to compare with after it.
         # Schedulers step before the hook that follows the step.
         self._lr = max(float(group["lr"]) for group in optimizer.param_groups)
@@ -174,8 +174,10 @@ class RatioDegeneracyDetector(Callback):
             rank_zero_warn(f"PPO ratio std {stats['std']:.3g} is below warn_std={self._warn_std:g} after {k} updates.")
         return verdicts
 
-    def _conclude(self, failed: Verdict | None) -> None:
-        if failed is None or failed.status is not Status.FAIL:
+    def _conclude(self, new: Sequence[Verdict]) -> None:
+        """Act on the first failure among new verdicts."""
+        failed = next((v for v in new if v.status is Status.FAIL), None)
+        if failed is None:
             return
         message = _message(failed, self.verdicts)
         if self._action == "warn":
@@ -204,7 +206,7 @@ class RatioDegeneracyDetector(Callback):
             grad_norm=self._grad_norm, lr=self._lr, update_norm=squares**0.5, updates=module.policy_version
         )
         self.verdicts = [*self.verdicts, moved]
-        self._conclude(moved)
+        self._conclude([moved])
 
 
 _RATIO_CHECKS = ("old logprobs", "ratio")

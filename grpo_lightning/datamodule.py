@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -22,7 +22,7 @@ from grpo_lightning.rollout.metrics import rollout_metrics
 from grpo_lightning.rollout.packing import Row, filler_row, pack, split_rows, usable_rows
 from grpo_lightning.rollout.progress import rollout_bar
 from grpo_lightning.rollout.prompts import PromptEncoder
-from grpo_lightning.rollout.types import Group, Sample, SamplingSettings, Task
+from grpo_lightning.rollout.types import Group, SamplingSettings, Task
 from grpo_lightning.rollout.validation import validate_rollout
 from grpo_lightning.rollout.vllm_engine import VLLMEngine
 from grpo_lightning.tasks import TaskSource, hold_out, task_index
@@ -315,15 +315,13 @@ class RolloutDataModule(LightningDataModule):
         begin = time.perf_counter()
         first = number * self.prompts_per_rollout
         tasks = [self.tasks[task_index(first + i, len(self.tasks), self.seed)] for i in range(self.prompts_per_rollout)]
-        bar = trainer.progress_bar_callback
-        with rollout_bar(f"Rollout {number}", len(tasks) * self.samples_per_prompt, bar) as on_sample:
-            groups = self._collect(
-                tasks,
-                samples=self.samples_per_prompt,
-                temperature=self.temperature,
-                seed_key=f"{self.seed}/{number}",
-                on_sample=on_sample,
-            )
+        groups = self._collect(
+            f"Rollout {number}",
+            tasks,
+            samples=self.samples_per_prompt,
+            temperature=self.temperature,
+            seed_key=f"{self.seed}/{number}",
+        )
         validate_rollout(groups)
         groups = with_advantages(groups)
         batches = self._pack(groups, module, trainer.accumulate_grad_batches)
@@ -398,10 +396,7 @@ class RolloutDataModule(LightningDataModule):
             (0 or 1) of every task.
         """
         self.ensure_synced()
-        with rollout_bar("Evaluation", len(batch.tasks), self._trainer().progress_bar_callback) as on_sample:
-            groups = self._collect(
-                batch.tasks, samples=1, temperature=0.0, seed_key=f"{self.seed}/val", on_sample=on_sample
-            )
+        groups = self._collect("Evaluation", batch.tasks, samples=1, temperature=0.0, seed_key=f"{self.seed}/val")
         samples = [g.samples[0] for g in groups]
         scores = {
             "reward": [s.reward for s in samples if s.reward is not None],
@@ -413,27 +408,23 @@ class RolloutDataModule(LightningDataModule):
         return scores
 
     def _collect(
-        self,
-        tasks: Sequence[Task],
-        *,
-        samples: int,
-        temperature: float,
-        seed_key: str,
-        on_sample: Callable[[Sample], None],
+        self, title: str, tasks: Sequence[Task], *, samples: int, temperature: float, seed_key: str
     ) -> list[Group]:
         encoder = self._encoder
         assert encoder is not None, "setup() runs before any generation"
-        coroutine: Coroutine[Any, Any, list[Group]] = collect(
-            self.engine,
-            [(task, encoder(task)) for task in tasks],
-            samples_per_task=samples,
-            sampling=SamplingSettings(self.max_tokens, temperature, encoder.stop_token_ids),
-            scorer=self.scorer,
-            decode=encoder.decode,
-            seed_key=seed_key,
-            on_sample=on_sample,
-        )
-        return self.engine.run(coroutine)
+        with rollout_bar(title, len(tasks) * samples, self._trainer().progress_bar_callback) as on_sample:
+            return self.engine.run(
+                collect(
+                    self.engine,
+                    [(task, encoder(task)) for task in tasks],
+                    samples_per_task=samples,
+                    sampling=SamplingSettings(self.max_tokens, temperature, encoder.stop_token_ids),
+                    scorer=self.scorer,
+                    decode=encoder.decode,
+                    seed_key=seed_key,
+                    on_sample=on_sample,
+                )
+            )
 
     def _trainer(self) -> Any:
         if self.trainer is None:

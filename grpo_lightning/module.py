@@ -145,8 +145,8 @@ class GRPOModule(LightningModule):
         trainer = self.trainer
         if trainer.max_steps > 0:
             return trainer.max_steps
-        data = getattr(trainer, "datamodule", None)
-        if trainer.max_epochs is None or trainer.max_epochs < 0 or not isinstance(data, RolloutDataModule):
+        data = self._data()
+        if trainer.max_epochs is None or trainer.max_epochs < 0 or data is None:
             raise ConfigurationError(
                 f"lr_schedule={self.hparams['lr_schedule']!r} needs a planned end: set Trainer(max_epochs=...)"
             )
@@ -178,8 +178,8 @@ class GRPOModule(LightningModule):
         Raises:
             ConfigurationError: If ``accumulate_grad_batches`` is not what the rollout was cut for.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, RolloutDataModule) and data.rollout is not None:
+        data = self._data()
+        if data is not None and data.rollout is not None:
             expected = data.updates_per_epoch * self.trainer.accumulate_grad_batches
             if len(data.rollout.batches) != expected:
                 raise ConfigurationError(
@@ -293,10 +293,14 @@ class GRPOModule(LightningModule):
             metrics["mismatch/logprob_abs_mean"] = sums["fresh_abs"] / fresh
             metrics["mismatch/logprob_abs_max"] = sums["fresh_max"]
             metrics["mismatch/kl_k3"] = sums["fresh_k3"] / fresh
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, RolloutDataModule):
+        data = self._data()
+        if data is not None:
             metrics |= data.rollout_metrics
         return metrics
+
+    def _data(self) -> RolloutDataModule | None:
+        data = getattr(self.trainer, "datamodule", None)
+        return data if isinstance(data, RolloutDataModule) else None
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + float(value)
