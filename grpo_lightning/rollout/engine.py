@@ -96,6 +96,11 @@ class RolloutEngine(Protocol):
         ...
 
 
+def resolve(adapter: Adapter, current: AdapterRef | None) -> AdapterRef | None:
+    """The adapter that a request means, given the one that was loaded last; None is the base model."""
+    return current if isinstance(adapter, Current) else adapter
+
+
 def require_directory(ref: AdapterRef) -> Path:
     """The adapter's directory.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.errors import ConfigurationError, RolloutError
-from grpo_lightning.rollout.engine import CURRENT, Adapter, Current, EngineSpec, require_directory
+from grpo_lightning.rollout.engine import CURRENT, Adapter, EngineSpec, require_directory, resolve
 from grpo_lightning.rollout.loop import EventLoopThread
 from grpo_lightning.rollout.types import AdapterRef, Generation, SamplingSettings
 
@@ -122,7 +122,7 @@ class TransformersEngine:
         request = _Request(
             list(prompt_ids),
             params,
-            self._resolve(adapter),
+            resolve(adapter, self._current),
             generator,
             asyncio.get_running_loop().create_future(),
         )
@@ -209,16 +209,13 @@ class TransformersEngine:
         @torch.inference_mode()
         def forward() -> list[float]:
             with self._lock:
-                model = self._activate(self._resolve(adapter))
+                model = self._activate(resolve(adapter, self._current))
                 ids = torch.tensor([list(token_ids)], device=next(model.parameters()).device)
                 logp = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
             values: list[float] = logp.gather(1, ids[0, 1:, None]).squeeze(1).tolist()
             return values
 
         return await asyncio.to_thread(forward)
-
-    def _resolve(self, adapter: Adapter) -> AdapterRef | None:
-        return self._current if isinstance(adapter, Current) else adapter
 
     def _activate(self, ref: AdapterRef | None) -> Any:
         model = self._loaded()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from grpo_lightning.errors import ConfigurationError, EngineDiedError, LogprobValidationError, RolloutError
-from grpo_lightning.rollout.engine import CURRENT, Adapter, Current, EngineSpec, require_directory
+from grpo_lightning.rollout.engine import CURRENT, Adapter, EngineSpec, require_directory, resolve
 from grpo_lightning.rollout.loop import EventLoopThread
 from grpo_lightning.rollout.types import AdapterRef, Generation, SamplingSettings
 from grpo_lightning.rollout.vllm_plugin import ENABLE_ENV
@@ -137,15 +137,13 @@ class VLLMEngine:
             **self._settings,
         }
         if not on_gpu:
-            args |= {"block_size": _CPU_BLOCK_SIZE, "enforce_eager": True} | self._settings_overrides("block_size")
+            args["enforce_eager"] = True
+            args.setdefault("block_size", _CPU_BLOCK_SIZE)
         with (
             _engine_environment(on_gpu, self._cpu_cache_gib, self._cpu_threads, self._start_timeout),
             _without_main_module(),
         ):
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
-
-    def _settings_overrides(self, *names: str) -> dict[str, Any]:
-        return {n: self._settings[n] for n in names if n in self._settings}
 
     def _started(self) -> Future[Any]:
         if self._llm is None:
@@ -196,7 +194,7 @@ class VLLMEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        version = self.policy_version if adapter is CURRENT else -1 if adapter is None else adapter.version
+        ref = resolve(adapter, self._current)
         output = await self._request(
             prompt_ids,
             SamplingParams(
@@ -208,7 +206,7 @@ class VLLMEngine:
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             ),
-            adapter,
+            ref,
             cache_salt,
         )
         completion = output.outputs[0]
@@ -218,18 +216,23 @@ class VLLMEngine:
             entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)
         )
         reason: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
-        return Generation(tuple(completion.token_ids), logprobs, reason, version)
+        return Generation(tuple(completion.token_ids), logprobs, reason, -1 if ref is None else ref.version)
 
     async def score(self, token_ids: Sequence[int], *, adapter: Adapter = CURRENT) -> list[float]:
         """Log-probability of each token but the first, at temperature 1."""
         from vllm import SamplingParams
 
         output = await self._request(
-            token_ids, SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False), adapter, None
+            token_ids,
+            SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
+            resolve(adapter, self._current),
+            None,
         )
         return [entry[token].logprob for token, entry in zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)]
 
-    async def _request(self, prompt_ids: Sequence[int], params: Any, adapter: Adapter, cache_salt: str | None) -> Any:
+    async def _request(
+        self, prompt_ids: Sequence[int], params: Any, ref: AdapterRef | None, cache_salt: str | None
+    ) -> Any:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         llm = await self._client()
@@ -242,7 +245,7 @@ class VLLMEngine:
                 prompt,
                 params,
                 request_id=str(next(self._request_ids)),
-                lora_request=_lora_request(self._resolve(adapter)),
+                lora_request=_lora_request(ref),
             ):
                 last = output
         except EngineDeadError as error:
@@ -251,9 +254,6 @@ class VLLMEngine:
                 "no trace there (see dmesg): lower cpu_cache_gib or gpu_memory_utilization."
             ) from error
         return last
-
-    def _resolve(self, adapter: Adapter) -> AdapterRef | None:
-        return self._current if isinstance(adapter, Current) else adapter
 
     def load_adapter(self, ref: AdapterRef) -> None:
         """Load a published adapter; the previous one leaves the engine by itself (``max_loras=1``).
