@@ -25,7 +25,8 @@ from grpo_lightning.rollout.prompts import PromptEncoder
 from grpo_lightning.rollout.types import Group, SamplingSettings, Task
 from grpo_lightning.rollout.validation import validate_rollout
 from grpo_lightning.rollout.vllm_engine import VLLMEngine
-from grpo_lightning.tasks import TaskSource, hold_out, task_index
+from grpo_lightning.tasks import TaskSource, hold_out, shuffled
+from grpo_lightning.tasks.order import draw
 
 if TYPE_CHECKING:
     from grpo_lightning.module import GRPOModule
@@ -96,6 +97,8 @@ class RolloutDataModule(LightningDataModule):
         reward_errors: ``"raise"`` stops when a reward raises or times out; ``"skip"`` drops the completion, counted.
         success_reward: Reward from which on a greedy completion counts as correct in ``val/accuracy``.
         val_batch_size: Held-out tasks generated at once.
+        order: Which task comes next, a pure function ``(position, size, seed) -> index``: `shuffled`, `sequential`,
+            `Widening` of ``grpo_lightning.tasks``, or your own. On the command line, an import path.
         seed: Seed of the task order, the hold-out and the sampling.
     """
 
@@ -119,6 +122,7 @@ class RolloutDataModule(LightningDataModule):
         reward_errors: Literal["raise", "skip"] = "raise",
         success_reward: float = 1.0,
         val_batch_size: int = 128,
+        order: Callable[[int, int, int], int] = shuffled,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -166,6 +170,7 @@ class RolloutDataModule(LightningDataModule):
         self.temperature = temperature
         self.success_reward = success_reward
         self.val_batch_size = val_batch_size
+        self.order = order
         self.seed = seed
         self.rollout: Rollout | None = None
         self.rollout_metrics: dict[str, float] = {}
@@ -211,6 +216,7 @@ class RolloutDataModule(LightningDataModule):
         self.scorer.check(self.tasks[0])
         self._encoder = PromptEncoder(module.model_name, self.max_prompt_tokens)
         self._encoder(self.tasks[0])
+        self._tasks_of_rollout(0)
         self.engine.start(
             EngineSpec(
                 model=module.model_name,
@@ -313,11 +319,9 @@ class RolloutDataModule(LightningDataModule):
         number = self._rollouts
         self.ensure_synced()
         begin = time.perf_counter()
-        first = number * self.prompts_per_rollout
-        tasks = [self.tasks[task_index(first + i, len(self.tasks), self.seed)] for i in range(self.prompts_per_rollout)]
         groups = self._collect(
             f"Rollout {number}",
-            tasks,
+            self._tasks_of_rollout(number),
             samples=self.samples_per_prompt,
             temperature=self.temperature,
             seed_key=f"{self.seed}/{number}",
@@ -342,6 +346,11 @@ class RolloutDataModule(LightningDataModule):
             batches,
             tuple(b.old_logprobs.clone() for b in batches),
         )
+
+    def _tasks_of_rollout(self, number: int) -> list[Task]:
+        first = number * self.prompts_per_rollout
+        positions = range(first, first + self.prompts_per_rollout)
+        return [self.tasks[draw(self.order, p, len(self.tasks), self.seed)] for p in positions]
 
     def _pack(self, groups: Sequence[Group], module: "GRPOModule", micro_batches: int) -> tuple[PackedBatch, ...]:
         per_update = len(groups) // self.updates_per_rollout
