@@ -133,3 +133,18 @@ def test_the_order_is_part_of_the_saved_settings(folder, tiny_model, capsys):
         "class_path": "grpo_lightning.tasks.Widening",
         "init_args": {"start": 0.1, "positions": 7},
     }
+
+
+def test_files_and_their_columns_are_set_in_yaml(tmp_path):
+    (tmp_path / "tasks.jsonl").write_text('{"question": "1+1?", "solution": "2"}\n')
+    tasks = {
+        "class_path": "grpo_lightning.tasks.JsonlTasks",
+        "init_args": {
+            "path": str(tmp_path / "tasks.jsonl"),
+            "columns": {"prompt": "question", "answer": "solution"},
+            "system_prompt": "Be brief.",
+        },
+    }
+    (task,) = data_module({"tasks": tasks}).tasks
+    assert [message["content"] for message in task.messages] == ["Be brief.", "1+1?"]
+    assert task.data == {"answer": "2"}
