@@ -18,6 +18,7 @@ from grpo_lightning.rewards.scorer import Scorer
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.collector import collect, with_advantages
 from grpo_lightning.rollout.engine import EngineSpec, RolloutEngine
+from grpo_lightning.rollout.evaluation import Scores, greedy_scores, sampled_scores
 from grpo_lightning.rollout.metrics import rollout_metrics
 from grpo_lightning.rollout.packing import Row, filler_row, pack, split_rows, usable_rows
 from grpo_lightning.rollout.progress import rollout_bar
@@ -97,6 +98,9 @@ class RolloutDataModule(LightningDataModule):
         reward_errors: ``"raise"`` stops when a reward raises or times out; ``"skip"`` drops the completion, counted.
         success_reward: Reward from which on a greedy completion counts as correct in ``val/accuracy``.
         val_batch_size: Held-out tasks generated at once.
+        val_samples: Sampled answers of each held-out task, beside the greedy one, for ``val/avg_at_<n>`` and
+            ``val/pass_at_<k>``: 0, or 2 and more. Every evaluation uses the same seeds.
+        val_temperature: Sampling temperature of these answers.
         order: Which task comes next, a pure function ``(position, size, seed) -> index``: `shuffled`, `sequential`,
             `Widening` of ``grpo_lightning.tasks``, or your own. On the command line, an import path.
         seed: Seed of the task order, the hold-out and the sampling.
@@ -122,6 +126,8 @@ class RolloutDataModule(LightningDataModule):
         reward_errors: Literal["raise", "skip"] = "raise",
         success_reward: float = 1.0,
         val_batch_size: int = 128,
+        val_samples: int = 0,
+        val_temperature: float = 1.0,
         order: Callable[[int, int, int], int] = shuffled,
         seed: int = 0,
     ) -> None:
@@ -134,7 +140,12 @@ class RolloutDataModule(LightningDataModule):
             max_prompt_tokens=max_prompt_tokens,
             temperature=temperature,
             val_batch_size=val_batch_size,
+            val_temperature=val_temperature,
         )
+        if val_samples != 0 and val_samples < 2:
+            raise ConfigurationError(
+                f"expected val_samples to be 0 (greedy answers only) or at least 2, but got {val_samples}"
+            )
         if samples_per_prompt < 2:
             raise ConfigurationError(
                 f"expected samples_per_prompt >= 2, but got {samples_per_prompt}: "
@@ -170,6 +181,8 @@ class RolloutDataModule(LightningDataModule):
         self.temperature = temperature
         self.success_reward = success_reward
         self.val_batch_size = val_batch_size
+        self.val_samples = val_samples
+        self.val_temperature = val_temperature
         self.order = order
         self.seed = seed
         self.rollout: Rollout | None = None
@@ -224,7 +237,7 @@ class RolloutDataModule(LightningDataModule):
                 max_length=self.max_prompt_tokens + self.max_tokens,
                 max_concurrency=max(
                     self.prompts_per_rollout * self.samples_per_prompt,
-                    min(self.val_batch_size, len(self.val_tasks or ())),
+                    min(self.val_batch_size, len(self.val_tasks or ())) * max(1, self.val_samples),
                 ),
                 seed=self.seed,
             )
@@ -397,23 +410,26 @@ class RolloutDataModule(LightningDataModule):
         batches = [EvaluationBatch(tuple(tasks[i : i + size])) for i in range(0, len(tasks), size)]
         return DataLoader(batches, batch_size=None, shuffle=False, collate_fn=_identity)  # type: ignore[arg-type]
 
-    def evaluate(self, batch: EvaluationBatch) -> dict[str, list[float]]:
-        """Answer held-out tasks greedily.
+    def evaluate(self, batch: EvaluationBatch) -> Scores:
+        """Answer held-out tasks greedily, and with ``val_samples`` by sampling as well.
 
         Returns:
-            Values by name: ``reward`` (weighted sum) and each reward, of the tasks they apply to; ``accuracy``
-            (0 or 1) of every task.
+            The scores of `greedy_scores` and `sampled_scores`.
         """
         self.ensure_synced()
-        groups = self._collect("Evaluation", batch.tasks, samples=1, temperature=0.0, seed_key=f"{self.seed}/val")
-        samples = [g.samples[0] for g in groups]
-        scores = {
-            "reward": [s.reward for s in samples if s.reward is not None],
-            # An answer that cannot be scored is not correct.
-            "accuracy": [float(s.reward is not None and s.reward >= self.success_reward) for s in samples],
-        }
-        for name in self.scorer.names:
-            scores[f"reward_{name}"] = [v for s in samples if (v := s.rewards.get(name)) is not None]
+        # The seeds know no epoch: evaluations differ by the policy alone.
+        key = f"{self.seed}/val"
+        greedy = self._collect("Evaluation", batch.tasks, samples=1, temperature=0.0, seed_key=key)
+        scores = greedy_scores(greedy, self.scorer.names, self.success_reward)
+        if self.val_samples:
+            sampled = self._collect(
+                "Sampled evaluation",
+                batch.tasks,
+                samples=self.val_samples,
+                temperature=self.val_temperature,
+                seed_key=key,
+            )
+            scores |= sampled_scores(sampled, self.success_reward)
         return scores
 
     def _collect(
