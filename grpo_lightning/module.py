@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -18,6 +19,7 @@ from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.functional import Aggregation, clipped_surrogate, kl_k3, token_weights
 from grpo_lightning.metrics import RatioStats
 from grpo_lightning.policy import Dtype, Policy, load_policy
+from grpo_lightning.redact import redact, redact_hyperparameters
 from grpo_lightning.rollout.batch import PackedBatch
 
 _POLICY_VERSION_KEY = "grpo_lightning_policy_version"
@@ -91,6 +93,11 @@ class GRPOModule(LightningModule):
         self._train_begin = 0.0
         self._train_seconds = 0.0
         self.fitting = False
+
+    @property
+    def hparams_initial(self) -> AttributeDict:
+        """What loggers get of the settings: no secrets."""
+        return AttributeDict(redact(dict(super().hparams_initial)))
 
     def configure_model(self) -> None:
         """Load base model and adapter (once)."""
@@ -320,7 +327,8 @@ class GRPOModule(LightningModule):
                 )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapter, drop the frozen base, and note the policy's version."""
+        """Keep the adapter, drop the frozen base and any secret, and note the policy's version."""
+        redact_hyperparameters(checkpoint)
         trainable = self._trainable_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
         checkpoint[_POLICY_VERSION_KEY] = self.policy_version
