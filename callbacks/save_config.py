@@ -26,7 +26,7 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, config, save_to_log_dir=False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save before anything expensive happens."""
+        """Save once, before the model is loaded. All ranks must agree on the folder first."""
         run_directory(trainer)
         super().setup(trainer, pl_module, stage)
 
