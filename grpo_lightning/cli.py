@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from grpo_lightning.callbacks.save_config import SaveConfig
 from grpo_lightning.datamodule import RolloutDataModule
 from grpo_lightning.module import GRPOModule
 
@@ -57,6 +58,7 @@ def run(args: Sequence[str] | None = None) -> GRPOCLI:
         RolloutDataModule,
         subclass_mode_model=False,
         subclass_mode_data=False,
+        save_config_callback=SaveConfig,
         trainer_defaults=TRAINER_DEFAULTS,
         args=list(args) if args is not None else None,
         parser_kwargs={"prog": "grpo-lightning"},
