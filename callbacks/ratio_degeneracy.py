@@ -38,6 +38,8 @@ MIN_STD = 1e-4
 _BASE_TOKENS = 512
 """Input tokens of the base-model forward that shows which adapter the engine serves; once a rollout."""
 
+_NO_BASE = "All weights are trained: there is no base model beside the policy to tell it from."
+
 
 class RatioDegeneracyDetector(Callback):
     """Halts training, before the update is applied, when the update cannot mean anything.
@@ -113,10 +115,12 @@ class RatioDegeneracyDetector(Callback):
         module = _grpo(pl_module)
         self._expected_drift = 0.0
         self._base = None
-        if module.policy_version > 0:
+        policy = module.policy
+        # A fresh adapter still is the base model.
+        if policy.has_adapter and (module.policy_version > 0 or policy.start_digest is not None):
             # The loss runs under the Trainer's precision; what it is compared with must too.
-            with trainer.precision_plugin.train_step_context(), module.policy.reference():
-                logprobs, _ = module.policy.token_logprobs(batch.first_rows(_BASE_TOKENS))
+            with trainer.precision_plugin.train_step_context(), policy.base():
+                logprobs, _ = policy.token_logprobs(batch.first_rows(_BASE_TOKENS))
             kept = batch.loss_weight[: len(logprobs)] > 0
             self._base = logprobs[kept].double().cpu()
 
@@ -138,7 +142,7 @@ class RatioDegeneracyDetector(Callback):
         }
         self._grad_norm = sum(float(grad.double().square().sum()) for _, grad in gradients.values()) ** 0.5
         evidence = _with_ledger(MicroBatchEvidence.join(module.evidence), trainer)
-        self.verdicts = self._judge(evidence, stats)
+        self.verdicts = self._judge(evidence, stats, module.policy.has_adapter)
         self._conclude(self.verdicts)
         # What the step is about to do: gradient and parameters, to compare with after it.
         # Schedulers step before the hook that follows the step.
@@ -146,7 +150,7 @@ class RatioDegeneracyDetector(Callback):
         self._weight_sum = float(evidence.weighted_advantage.abs().sum())
         self._before = {name: (p.detach().clone(), grad.clone()) for name, (p, grad) in gradients.items()}
 
-    def _judge(self, evidence: MicroBatchEvidence, stats: Mapping[str, float]) -> list[Verdict]:
+    def _judge(self, evidence: MicroBatchEvidence, stats: Mapping[str, float], has_adapter: bool) -> list[Verdict]:
         k = int(evidence.updates_since_sampling.max()) if len(evidence) else 0
         verdicts = [check_finite(evidence), check_gradient(self._grad_norm), check_stored(evidence)]
         if not self._bitwise:
@@ -155,6 +159,8 @@ class RatioDegeneracyDetector(Callback):
         if self._base is not None:
             verdicts.append(check_served_adapter(evidence, self._base, self._first_mismatch))
             self._base = None
+        elif not has_adapter:
+            verdicts.append(Verdict("served adapter", Status.NO_POWER, _NO_BASE))
         verdicts.append(check_mismatch(evidence, self._first_mismatch, self._max_mismatch))
         if self._first_mismatch is None and not any(v.status is Status.FAIL for v in verdicts):
             self._first_mismatch = mismatch_rms(evidence)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from grpo_lightning.errors import ConfigurationError, RolloutError, StaleRolloutError
+from grpo_lightning.loading import require_full_finetuning
 from grpo_lightning.rewards.scorer import Scorer
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.collector import collect, with_advantages
@@ -206,6 +207,8 @@ class RolloutDataModule(LightningDataModule):
                 "expected another precision than '16-mixed': its gradient scaler skips steps on overflow, which the "
                 "policy's version and the detectors would take for updates. Use 'bf16-mixed' or '32-true'"
             )
+        if module.hparams["full_finetuning"]:
+            require_full_finetuning(self.engine, trainer.precision)
         if stage == "fit":
             self._set_reload(trainer)
         self.scorer.check(self.tasks[0])
@@ -214,7 +217,7 @@ class RolloutDataModule(LightningDataModule):
         self.engine.start(
             EngineSpec(
                 model=module.model_name,
-                lora_rank=int(module.hparams["lora_rank"]),
+                lora_rank=module.adapter_rank,
                 max_length=self.max_prompt_tokens + self.max_tokens,
                 max_concurrency=max(
                     self.prompts_per_rollout * self.samples_per_prompt,

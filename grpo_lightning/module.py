@@ -11,42 +11,49 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from grpo_lightning.adapter_config import DEFAULT_ALPHA, DEFAULT_RANK, DEFAULT_TARGETS, largest_rank
 from grpo_lightning.attention import SHARED_PROMPT
 from grpo_lightning.datamodule import EvaluationBatch, RolloutDataModule
 from grpo_lightning.diagnostics import MicroBatchEvidence
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.functional import Aggregation, clipped_surrogate, kl_k3, token_weights
+from grpo_lightning.loading import Dtype, adapter_settings, load_policy
 from grpo_lightning.metrics import RatioStats
-from grpo_lightning.policy import Dtype, Policy, load_policy
+from grpo_lightning.policy import Policy
 from grpo_lightning.rollout.batch import PackedBatch
+from grpo_lightning.start_record import START_KEY, check_start, start_record
 
 _POLICY_VERSION_KEY = "grpo_lightning_policy_version"
 
 
 class GRPOModule(LightningModule):
-    """A causal language model with LoRA, trained by GRPO on the packed batches of `RolloutDataModule`.
+    """A causal language model, with LoRA or whole, trained by GRPO on the packed batches of `RolloutDataModule`.
 
     Optimization is automatic: ``gradient_clip_val``, ``accumulate_grad_batches`` and ``precision`` of the Trainer
     mean what they always do, and the loss does not depend on how an optimizer step is cut into micro-batches.
 
     Args:
         model: Directory or hub name of a Hugging Face causal language model.
+        adapter: Folder of an adapter in PEFT's format to continue. Rank, alpha and targets are then the folder's, and
+            ``kl_coef`` weighs the KL to the adapter as it was at the start.
+        full_finetuning: Train all weights instead of an adapter. Needs float32 weights and an engine that takes whole
+            models (`TransformersEngine`).
         dtype: Dtype of the base model's weights and computation; ``"auto"`` takes the checkpoint's. The adapter is
             float32 in any case.
         attn_implementation: ``"grpo_shared_prompt"`` computes each prompt once per group. ``"sdpa"`` and ``"eager"``
             give the same result with a dense mask; others compute each prompt once per sample.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
-        lora_rank: Rank of the adapter.
-        lora_alpha: Scale of the adapter times its rank.
+        lora_rank: Rank of a fresh adapter.
+        lora_alpha: Scale of a fresh adapter times its rank.
         lora_dropout: Dropout before the adapter. 0, because noise in the ratio hides what the detectors look for.
-        lora_targets: Layers with an adapter, by name, or ``"all-linear"``.
+        lora_targets: Layers that get a fresh adapter, by name, or ``"all-linear"``.
         learning_rate: Peak learning rate of AdamW. Adapters take about ten times that of full fine-tuning.
         weight_decay: Weight decay of AdamW.
         warmup_updates: Optimizer steps over which the learning rate rises linearly from 0.
         lr_schedule: What it does afterwards, until the planned end of training.
         clip_low: Lower clip of the ratio: it may fall to ``1 - clip_low``.
         clip_high: Upper clip of the ratio: it may rise to ``1 + clip_high``.
-        kl_coef: Weight of the k3 KL to the base model. 0 skips the reference's forward.
+        kl_coef: Weight of the k3 KL to the policy before training. 0 skips that forward.
         aggregation: ``"sequence"`` averages tokens within a sequence first (GRPO), ``"token"`` over all tokens (DAPO).
     """
 
@@ -54,13 +61,15 @@ class GRPOModule(LightningModule):
         self,
         model: str,
         *,
+        adapter: str | None = None,
+        full_finetuning: bool = False,
         dtype: Dtype = "auto",
         attn_implementation: str = SHARED_PROMPT,
         gradient_checkpointing: bool = False,
-        lora_rank: int = 16,
-        lora_alpha: float = 32.0,
+        lora_rank: int = DEFAULT_RANK,
+        lora_alpha: float = DEFAULT_ALPHA,
         lora_dropout: float = 0.0,
-        lora_targets: str | list[str] = "all-linear",
+        lora_targets: str | list[str] = DEFAULT_TARGETS,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.0,
         warmup_updates: int = 0,
@@ -76,10 +85,20 @@ class GRPOModule(LightningModule):
                 "expected learning_rate, kl_coef and warmup_updates >= 0, but got "
                 f"{learning_rate}, {kl_coef} and {warmup_updates}"
             )
+        settings = adapter_settings(
+            adapter=adapter,
+            full_finetuning=full_finetuning,
+            dtype=dtype,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_dropout=lora_dropout,
+            lora_targets=lora_targets,
+        )
+        self.adapter_rank = largest_rank(settings) if settings is not None else 0
         self.save_hyperparameters()
         self.model_name = model
         self.policy: Policy
-        # Checkpoints hold the adapter alone; its key set is checked exactly in on_load_checkpoint.
+        # Checkpoints hold what is trained alone; its key set is checked exactly in on_load_checkpoint.
         self.strict_loading = False
         self.policy_version = 0
         self.evidence: list[MicroBatchEvidence] = []
@@ -93,11 +112,14 @@ class GRPOModule(LightningModule):
         self.fitting = False
 
     def configure_model(self) -> None:
-        """Load base model and adapter (once)."""
+        """Load the policy (once)."""
         if not hasattr(self, "policy"):
             h = self.hparams
             self.policy = load_policy(
                 h["model"],
+                adapter=h["adapter"],
+                full_finetuning=h["full_finetuning"],
+                hold_reference=h["kl_coef"] > 0,
                 dtype=h["dtype"],
                 attn_implementation=h["attn_implementation"],
                 lora_rank=h["lora_rank"],
@@ -117,7 +139,7 @@ class GRPOModule(LightningModule):
         return [kind() for kind in kinds if not any(isinstance(c, kind) for c in present)]
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the adapter, with the learning rate's schedule counted in optimizer steps."""
+        """AdamW over what is trained, with the learning rate's schedule counted in optimizer steps."""
         optimizer = AdamW(
             list(self.policy.trainable_parameters().values()),
             lr=self.hparams["learning_rate"],
@@ -320,22 +342,24 @@ class GRPOModule(LightningModule):
                 )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapter, drop the frozen base, and note the policy's version."""
+        """Keep what is trained, drop the frozen base, and note where the policy started and its version."""
         trainable = self._trainable_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
         checkpoint[_POLICY_VERSION_KEY] = self.policy_version
+        checkpoint[START_KEY] = start_record(self.policy)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the version, after checking that the checkpoint holds exactly this adapter.
+        """Restore the version, after checking that the checkpoint holds exactly the weights that are trained here.
 
         Raises:
-            ConfigurationError: If keys are missing or unknown.
+            ConfigurationError: If keys are missing or unknown, or the policy started from something else.
         """
+        check_start(checkpoint[START_KEY], self.policy, self.hparams["adapter"])
         expected, found = self._trainable_keys(), set(checkpoint["state_dict"])
         if expected != found:
             missing, unknown = sorted(expected - found), sorted(found - expected)
             raise ConfigurationError(
-                f"the checkpoint does not fit this adapter: {len(missing)} parameters are missing {missing[:3]}, "
+                f"the checkpoint does not fit this policy: {len(missing)} parameters are missing {missing[:3]}, "
                 f"{len(unknown)} are unknown {unknown[:3]}. Are model, lora_targets and lora_rank the same?"
             )
         self.policy_version = checkpoint[_POLICY_VERSION_KEY]

@@ -6,7 +6,7 @@ import torch
 from fakes import encode
 
 from grpo_lightning.adapters import save_adapter
-from grpo_lightning.policy import load_policy
+from grpo_lightning.loading import load_policy
 
 IDS = torch.tensor([encode("user: What is 3 + 4?\nassistant: ")])
 
@@ -153,7 +153,7 @@ def test_whole_or_absent(tiny_model, tmp_path, monkeypatch, step, error):
     name, replacement = {
         "weights": ("safetensors.torch.save_file", fail),
         "half of the weights": ("safetensors.torch.save_file", fail_midway),
-        "configuration": ("peft.LoraConfig.save_pretrained", fail),
+        "configuration": ("pathlib.Path.write_text", fail),
         "sync": ("os.fsync", fail),
         "rename": ("os.rename", fail),
     }[step]
