@@ -150,7 +150,7 @@ class TestEngine:
             {**whole, "model.more.weight": whole[name]},
             {**whole, name: whole[name][..., :-1]},
         ):
-            with pytest.raises(RolloutError, match=r"do not fit the engine's model: 1 of \d+ are missing"):
+            with pytest.raises(ConfigurationError, match=r"ForCausalLM with \d+ parameters, but 1 are missing, unkn"):
                 engine.load_weights(state, 1)
         assert engine.policy_version == -1
         assert self.score(engine) == before

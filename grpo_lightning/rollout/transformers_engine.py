@@ -13,6 +13,7 @@ from grpo_lightning.errors import ConfigurationError, RolloutError
 from grpo_lightning.rollout.engine import CURRENT, Adapter, EngineSpec, require_directory, resolve
 from grpo_lightning.rollout.loop import EventLoopThread
 from grpo_lightning.rollout.types import AdapterRef, Generation, SamplingSettings
+from grpo_lightning.weights import load_exactly
 
 T = TypeVar("T")
 
@@ -262,20 +263,10 @@ class TransformersEngine:
         """Copy all weights of the policy into this engine's model, in its dtype.
 
         Raises:
-            RolloutError: If they are not exactly this model's, by name and shape; nothing is changed then.
+            ConfigurationError: If they are not exactly this model's, by name and shape; nothing is changed then.
         """
         with self._lock:
-            own = dict(self._loaded().named_parameters())
-            wrong = [n for n in own.keys() | state.keys() if n not in own or n not in state]
-            wrong += [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
-            if wrong:
-                raise RolloutError(
-                    f"the policy's weights do not fit the engine's model: {len(wrong)} of {len(own)} are missing, "
-                    f"unknown or of another shape: {sorted(wrong)[:4]}"
-                )
-            with torch.no_grad():
-                for name, parameter in own.items():
-                    parameter.copy_(state[name])
+            load_exactly(self._loaded(), state)
             self._weights_version = version
 
     def close(self) -> None:
