@@ -6,11 +6,13 @@ import torch
 from fakes import FakeEngine
 from training import batch, fit, logprobs, make_adapter, module, randomise, relaxed
 
-from grpo_lightning import GRPOModule, TransformersEngine
-from grpo_lightning.adapters import adapter_digest, read_adapter_weights, save_adapter
+from grpo_lightning import GRPOModule, TransformersEngine, VLLMEngine
+from grpo_lightning.adapter_config import fresh_config
+from grpo_lightning.adapters import adapter_digest, read_adapter_weights, save_adapter, write_adapter
 from grpo_lightning.callbacks import RatioDegeneracyDetector
 from grpo_lightning.errors import ConfigurationError, DegeneracyError
-from grpo_lightning.loading import load_policy
+from grpo_lightning.loading import load_policy, with_adapter
+from grpo_lightning.policy import Policy
 from grpo_lightning.rollout.types import AdapterRef
 
 
@@ -289,6 +291,30 @@ class TestTraining:
         )
         assert run.global_step == 1
         assert {v.check: v.status.value for v in healthy.verdicts}["served adapter"] == "pass"
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_serves_ranks_and_scales_of_single_layers(tmp_path, tiny_qwen3_for_vllm):
+    from peft import get_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    config = {
+        **fresh_config(rank=5, alpha=12.0, dropout=0.0, targets="all-linear"),
+        "use_rslora": True,
+        "rank_pattern": {"q_proj": 12},
+        "alpha_pattern": {"v_proj": 3.0, "down_proj": 20.0},
+    }
+    base = AutoModelForCausalLM.from_pretrained(tiny_qwen3_for_vllm, dtype=torch.float32)
+    start = Policy(with_adapter(base, config))
+    randomise(start)
+    write_adapter(get_peft_model_state_dict(start.model), start.adapter_config(), tmp_path / "adapter")
+    detector = RatioDegeneracyDetector()
+    trained = module(tiny_qwen3_for_vllm, adapter=str(tmp_path / "adapter"), kl_coef=0.05)
+    fit(tmp_path, trained, VLLMEngine(dtype="float32"), epochs=2, callbacks=[detector])
+    verdicts = {v.check: v for v in detector.verdicts}
+    assert verdicts["served adapter"].evidence["alpha"] == pytest.approx(1, abs=1e-3)
+    assert verdicts["mismatch"].evidence["mismatch RMS"] < 1e-4
 
 
 class TestCheckpointFormats:
