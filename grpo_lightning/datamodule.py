@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from grpo_lightning.distributed import processes
 from grpo_lightning.errors import ConfigurationError, StaleRolloutError
+from grpo_lightning.loading import require_full_finetuning
 from grpo_lightning.rewards.scorer import Scorer
 from grpo_lightning.rng import rng_state, set_rng_state
 from grpo_lightning.rollout.batch import PackedBatch
@@ -201,6 +202,8 @@ class RolloutDataModule(LightningDataModule):
         if module.policy_version == 0:
             self._rollouts = self._tasks_drawn = 0
         check_trainer(trainer, stage, self.updates_per_epoch)
+        if module.hparams["full_finetuning"]:
+            require_full_finetuning(self.engine, trainer.precision)
         self.scorer.check(self.tasks[0])
         self._encoder = PromptEncoder(module.model_name, self.max_prompt_tokens)
         self._encoder(self.tasks[0])
@@ -209,7 +212,7 @@ class RolloutDataModule(LightningDataModule):
             self.engine.start(
                 EngineSpec(
                     model=module.model_name,
-                    lora_rank=int(module.hparams["lora_rank"]),
+                    lora_rank=module.adapter_rank,
                     max_length=self.max_prompt_tokens + self.max_tokens,
                     max_concurrency=max(
                         self.prompts_per_rollout * self.samples_per_prompt,
