@@ -20,6 +20,7 @@ from grpo_lightning.attention import (
 )
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.functional import token_logprobs
+from grpo_lightning.model_source import require_model
 from grpo_lightning.rollout.batch import PackedBatch
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def load_policy(
         gradient_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
 
     Raises:
-        ConfigurationError: If the adapter's settings cannot be served by vLLM.
+        ConfigurationError: If there is no such model, or the adapter's settings cannot be served by vLLM.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -71,6 +72,7 @@ def load_policy(
     targets = lora_targets if isinstance(lora_targets, str) else list(lora_targets)
     if lora_rank < 1:
         raise ConfigurationError(f"expected lora_rank >= 1, but got {lora_rank}")
+    require_model(model)
     register()
     base: Any = AutoModelForCausalLM.from_pretrained(
         model,
