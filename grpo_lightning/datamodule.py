@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from grpo_lightning.errors import ConfigurationError, RolloutError, StaleRolloutError
+from grpo_lightning.model_source import require_context, require_model
 from grpo_lightning.rewards.scorer import Scorer
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.collector import collect, with_advantages
@@ -21,7 +22,7 @@ from grpo_lightning.rollout.engine import EngineSpec, RolloutEngine
 from grpo_lightning.rollout.metrics import rollout_metrics
 from grpo_lightning.rollout.packing import Row, filler_row, pack, split_rows, usable_rows
 from grpo_lightning.rollout.progress import rollout_bar
-from grpo_lightning.rollout.prompts import PromptEncoder
+from grpo_lightning.rollout.prompts import PromptEncoder, PromptSettings
 from grpo_lightning.rollout.types import Group, SamplingSettings, Task
 from grpo_lightning.rollout.validation import validate_rollout
 from grpo_lightning.rollout.vllm_engine import VLLMEngine
@@ -90,6 +91,10 @@ class RolloutDataModule(LightningDataModule):
         inner_epochs: Passes over each rollout.
         max_tokens: Longest completion, in tokens.
         max_prompt_tokens: Longest prompt, in tokens; a longer one is refused.
+        system_prompt: A system message to put first where a task has none; a task's own wins.
+        chat_template: File with a Jinja chat template, for models without one or in place of theirs.
+        chat_template_args: Variables of the chat template, such as ``{"enable_thinking": false}``.
+        plain_prompts: Take the text of a task's single message as the prompt, without a chat template.
         temperature: Sampling temperature.
         reward_weights: Weight of each reward in the sum; 1 each by default.
         reward_timeout: Seconds that one reward call may take.
@@ -113,6 +118,10 @@ class RolloutDataModule(LightningDataModule):
         inner_epochs: int = 1,
         max_tokens: int = 256,
         max_prompt_tokens: int = 1024,
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+        chat_template_args: dict[str, Any] | None = None,
+        plain_prompts: bool = False,
         temperature: float = 1.0,
         reward_weights: list[float] | None = None,
         reward_timeout: float = 30.0,
@@ -163,6 +172,7 @@ class RolloutDataModule(LightningDataModule):
         self.inner_epochs = inner_epochs
         self.max_tokens = max_tokens
         self.max_prompt_tokens = max_prompt_tokens
+        self._prompts = PromptSettings(system_prompt, chat_template, chat_template_args or {}, plain_prompts)
         self.temperature = temperature
         self.success_reward = success_reward
         self.val_batch_size = val_batch_size
@@ -209,8 +219,11 @@ class RolloutDataModule(LightningDataModule):
         if stage == "fit":
             self._set_reload(trainer)
         self.scorer.check(self.tasks[0])
-        self._encoder = PromptEncoder(module.model_name, self.max_prompt_tokens)
-        self._encoder(self.tasks[0])
+        require_context(require_model(module.model_name), self.max_prompt_tokens, self.max_tokens)
+        self._encoder = PromptEncoder(module.model_name, self.max_prompt_tokens, self._prompts)
+        self._encoder.check(self.tasks)
+        if self.val_tasks is not None:
+            self._encoder.check(self.val_tasks)
         self.engine.start(
             EngineSpec(
                 model=module.model_name,
