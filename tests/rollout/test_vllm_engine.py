@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,7 +109,7 @@ def test_generate_score_adapters_and_death(qwen3, tmp_path):
             if "EngineCore" in process.name() or "EngineCore" in " ".join(process.cmdline()):
                 process.kill()
         begin = time.monotonic()
-        with pytest.raises(EngineDiedError, match="ended during a rollout"):
+        with pytest.raises(EngineDiedError, match="(?s)ended during a rollout.*(It logged nothing|Its log ends with)"):
             engine.run(engine.generate(PROMPT, SamplingSettings(60)))
         assert time.monotonic() - begin < 20
     finally:
@@ -116,6 +117,42 @@ def test_generate_score_adapters_and_death(qwen3, tmp_path):
     engine.close()
     with pytest.raises(RolloutError, match="closed"):
         engine.run(engine.score(PROMPT))
+    assert_gone(lambda: engine_processes(os.getpid()))
+
+
+def test_a_failed_start_shows_the_cause_in_the_engines_own_log(qwen3, tmp_path):
+    model = tmp_path / "broken"
+    shutil.copytree(qwen3, model)
+    os.truncate(model / "model.safetensors", 30_000)
+    engine = VLLMEngine(dtype="float32")
+    engine.start(EngineSpec(model=str(model), **SPEC))
+    with pytest.raises(EngineDiedError) as error:
+        engine.wait_until_ready()
+    engine.close()
+    message = str(error.value)
+    assert "SafetensorError: Error while deserializing header" in message
+    log = Path(message.rsplit("The whole log: ", 1)[1])
+    assert "Traceback" in log.read_text()
+    log.unlink()
+
+
+def test_a_start_can_be_ended_at_once_and_repeated(qwen3):
+    engine = VLLMEngine(dtype="float32")
+    # Wherever the start is after 3 s, and when the engine's processes are there.
+    for spawned in (False, True):
+        engine.start(EngineSpec(model=qwen3, **SPEC))
+        deadline = time.monotonic() + 60
+        while spawned and not engine_processes(os.getpid()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(3)
+        begin = time.monotonic()
+        engine.close()
+        assert time.monotonic() - begin < 5
+        assert_gone(lambda: engine_processes(os.getpid()))
+    engine.start(EngineSpec(model=qwen3, **SPEC))
+    engine.wait_until_ready()
+    assert len(engine.run(engine.generate(PROMPT, SamplingSettings(3))).token_ids) == 3
+    engine.close()
     assert_gone(lambda: engine_processes(os.getpid()))
 
 
