@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib.util
 import itertools
 from collections.abc import Coroutine, Sequence
@@ -13,6 +14,7 @@ from grpo_lightning.errors import ConfigurationError, EngineDiedError, LogprobVa
 from grpo_lightning.rollout.engine import CURRENT, Adapter, EngineSpec, require_directory, resolve
 from grpo_lightning.rollout.loop import EventLoopThread
 from grpo_lightning.rollout.types import AdapterRef, Generation, SamplingSettings
+from grpo_lightning.rollout.vllm_args import refuse_breaking_args, refuse_unknown_args
 from grpo_lightning.rollout.vllm_process import EngineProcesses, engine_environment
 
 T = TypeVar("T")
@@ -44,7 +46,11 @@ class VLLMEngine:
         enforce_eager: Skip compilation: starts faster, samples slower on GPUs. Always on for CPU, where
             compiling takes minutes.
         start_timeout: Seconds that the engine may take to start.
-        engine_args: Further arguments of ``vllm.AsyncEngineArgs``, which win over the ones above.
+        engine_args: Further arguments of ``vllm.AsyncEngineArgs``, which win over the ones above. Those that change
+            what is sampled, or the adapter's or the tokenizer's part in it, are refused.
+
+    Raises:
+        ConfigurationError: If ``engine_args`` holds an argument that would break the run.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class VLLMEngine:
         engine_args: dict[str, Any] | None = None,
     ) -> None:
         self._engine_args = engine_args or {}
+        refuse_breaking_args(self._engine_args)
         self._settings = {
             "dtype": dtype,
             "gpu_memory_utilization": gpu_memory_utilization,
@@ -107,6 +114,11 @@ class VLLMEngine:
                 f"expected lora_rank <= {_SUPPORTED_LORA_RANKS[-1]}, which vLLM can serve, but got {spec.lora_rank}; "
                 "lower it or use TransformersEngine"
             )
+        if self._engine_args:
+            # Importing vLLM takes seconds, which the background start otherwise spends unnoticed.
+            from vllm import AsyncEngineArgs
+
+            refuse_unknown_args(self._engine_args, {f.name for f in dataclasses.fields(AsyncEngineArgs)})
         self._spec = spec
         self._loop = EventLoopThread("grpo-lightning-vllm")
         self._processes = EngineProcesses()
