@@ -96,6 +96,9 @@ class RolloutDataModule(LightningDataModule):
         chat_template_args: Variables of the chat template, such as ``{"enable_thinking": false}``.
         plain_prompts: Take the text of a task's single message as the prompt, without a chat template.
         temperature: Sampling temperature.
+        stop: Texts that end a completion; the one that did is part of it.
+        bad_words: Words of one token each, written as the tokenizer reads them (with a leading space or without), that
+            cannot be sampled. The trainer leaves them out of its softmax too, so the ratios stay right.
         reward_weights: Weight of each reward in the sum; 1 each by default.
         reward_timeout: Seconds that one reward call may take.
         reward_errors: ``"raise"`` stops when a reward raises or times out; ``"skip"`` drops the completion, counted.
@@ -123,6 +126,8 @@ class RolloutDataModule(LightningDataModule):
         chat_template_args: dict[str, Any] | None = None,
         plain_prompts: bool = False,
         temperature: float = 1.0,
+        stop: list[str] | None = None,
+        bad_words: list[str] | None = None,
         reward_weights: list[float] | None = None,
         reward_timeout: float = 30.0,
         reward_errors: Literal["raise", "skip"] = "raise",
@@ -174,6 +179,9 @@ class RolloutDataModule(LightningDataModule):
         self.max_prompt_tokens = max_prompt_tokens
         self._prompts = PromptSettings(system_prompt, chat_template, chat_template_args or {}, plain_prompts)
         self.temperature = temperature
+        self._stop = _texts("stop", stop)
+        self._bad_words = _texts("bad_words", bad_words)
+        self._banned_token_ids: tuple[int, ...] = ()
         self.success_reward = success_reward
         self.val_batch_size = val_batch_size
         self.seed = seed
@@ -221,6 +229,7 @@ class RolloutDataModule(LightningDataModule):
         self.scorer.check(self.tasks[0])
         require_context(require_model(module.model_name), self.max_prompt_tokens, self.max_tokens)
         self._encoder = PromptEncoder(module.model_name, self.max_prompt_tokens, self._prompts)
+        self._banned_token_ids = self._encoder.banned_token_ids(self._bad_words)
         self._encoder.check(self.tasks)
         if self.val_tasks is not None:
             self._encoder.check(self.val_tasks)
@@ -372,7 +381,7 @@ class RolloutDataModule(LightningDataModule):
         # An update whose groups were all dropped still has its micro-batches, of weight 0.
         filler = filler_row(min(some_rows, key=lambda row: row.num_tokens))
         cut: list[list[Row]] = [m for rows in updates for m in split_rows(rows or [filler], micro_batches)]
-        packed = [pack(rows, self.temperature) for rows in cut] * self.inner_epochs
+        packed = [pack(rows, self.temperature, self._banned_token_ids) for rows in cut] * self.inner_epochs
         return tuple(batch.replace(index=index, first_of_rollout=index == 0) for index, batch in enumerate(packed))
 
     def stored_logprobs(self, batch_index: Tensor, token_index: Tensor) -> Tensor:
@@ -431,7 +440,9 @@ class RolloutDataModule(LightningDataModule):
                     self.engine,
                     [(task, encoder(task)) for task in tasks],
                     samples_per_task=samples,
-                    sampling=SamplingSettings(self.max_tokens, temperature, encoder.stop_token_ids),
+                    sampling=SamplingSettings(
+                        self.max_tokens, temperature, encoder.stop_token_ids, self._stop, self._banned_token_ids
+                    ),
                     scorer=self.scorer,
                     decode=encoder.decode,
                     seed_key=seed_key,
@@ -462,6 +473,12 @@ def _identity(item: T) -> T:
 def _count(number: int, noun: str) -> str:
     plural = "es" if noun.endswith("ch") else "s"
     return f"{number} {noun}{plural if number != 1 else ''}"
+
+
+def _texts(name: str, values: list[str] | str | None) -> tuple[str, ...]:
+    if isinstance(values, str) or not all(values or ()):
+        raise ConfigurationError(f"expected {name} to be a list of texts that are not empty, but got {values!r}")
+    return tuple(values or ())
 
 
 def _require_positive(**values: float) -> None:

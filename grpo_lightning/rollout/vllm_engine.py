@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import itertools
+import math
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -215,7 +216,11 @@ class VLLMEngine:
                 seed=seed,
                 logprobs=0,
                 stop_token_ids=list(params.stop_token_ids),
-                detokenize=False,
+                stop=list(params.stop),
+                include_stop_str_in_output=True,
+                detokenize=bool(params.stop),
+                # Added before the softmax. vLLM's bad_words would ban other spellings of a word too.
+                logit_bias=dict.fromkeys(params.banned_token_ids, -math.inf) or None,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             ),
             ref,

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from fakes import decode, end_by
 from lightning.pytorch import Trainer
 
 from grpo_lightning import GRPOModule, RolloutDataModule, VLLMEngine
@@ -102,6 +103,8 @@ def test_generate_score_adapters_and_death(qwen3, tmp_path):
         assert stopped.finish_reason == "stop"
         assert stopped.token_ids == tuned.token_ids[: tuned.token_ids.index(tuned.token_ids[2]) + 1]
 
+        check_stop_texts_and_banned_tokens(engine, references[5])
+
         with pytest.raises(FileNotFoundError, match="adapter_config"):
             engine.load_adapter(AdapterRef("none", 9, tmp_path / "none", 9))
 
@@ -118,6 +121,30 @@ def test_generate_score_adapters_and_death(qwen3, tmp_path):
     with pytest.raises(RolloutError, match="closed"):
         engine.run(engine.score(PROMPT))
     assert_gone(lambda: engine_processes(os.getpid()))
+
+
+def check_stop_texts_and_banned_tokens(engine, policy):
+    def generate(**settings):
+        return engine.run(engine.generate(PROMPT, SamplingSettings(16, 0.7, **settings), seed=3))
+
+    free = generate()
+    stops = (decode(free.token_ids)[5:8], "never comes")
+    stopped = generate(stop=stops)
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == free.token_ids[: end_by(stops, free.token_ids)]
+    assert stopped.logprobs == pytest.approx(free.logprobs[: len(stopped.token_ids)], abs=1e-5)
+
+    banned = tuple(sorted(set(free.token_ids[:6])))
+    for temperature in (0.0, 0.7):
+        params = SamplingSettings(16, temperature, banned_token_ids=banned)
+        generation = engine.run(engine.generate(PROMPT, params, seed=3))
+        assert not set(generation.token_ids) & set(banned)
+        ids = torch.tensor([[*PROMPT, *generation.token_ids]])
+        with torch.no_grad():
+            logits = policy.model(input_ids=ids).logits[0, len(PROMPT) - 1 : -1] / (temperature or 1.0)
+        logits[:, list(banned)] = -torch.inf
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(generation.token_ids)[:, None]).squeeze(1)
+        torch.testing.assert_close(torch.tensor(generation.logprobs), expected, atol=1e-4, rtol=0)
 
 
 def test_a_failed_start_shows_the_cause_in_the_engines_own_log(qwen3, tmp_path):
