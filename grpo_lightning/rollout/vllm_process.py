@@ -27,6 +27,9 @@ _END_SECONDS = 2.0
 _PREFIX = re.compile(r"^(\(\S+ pid=\d+\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^]]*\] ?)?")
 """What vLLM puts before each line of its log."""
 
+_SAYS_NOTHING = re.compile(r"$|\s|Traceback|[IW]\d{4} ")
+"""Empty lines, frames of a traceback, and torch's own information and warnings."""
+
 _WRITTEN_BY_VLLM = (
     "LD_PRELOAD",
     "LOCAL_WORLD_SIZE",
@@ -106,10 +109,9 @@ class EngineProcesses:
 
 
 def meaningful_lines(log: str) -> list[str]:
-    """The last lines of a log that are neither empty, nor frames of a traceback, nor said already."""
+    """The last lines of a log that say something, each once."""
     plain = (_PREFIX.sub("", line, count=1).rstrip() for line in log.splitlines())
-    kept = dict.fromkeys(line for line in plain if line and not line[0].isspace() and not line.startswith("Traceback"))
-    return list(kept)[-_LAST_LINES:]
+    return list(dict.fromkeys(line for line in plain if not _SAYS_NOTHING.match(line)))[-_LAST_LINES:]
 
 
 def engine_environment(on_gpu: bool, cpu_cache_gib: int, cpu_threads: int | None, timeout: float) -> dict[str, str]:

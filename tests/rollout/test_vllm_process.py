@@ -62,6 +62,7 @@ class TestLog:
 
     def test_ends_with_what_matters(self):
         log = """
+W1122 16:15:22.272000 14203 torch/_library/triton.py:53] Triton not available
 (EngineCore pid=7) ERROR 11-22 16:12:18 [core.py:95] EngineCore failed to start.
 (EngineCore pid=7) ERROR 11-22 16:12:18 [core.py:95] Traceback (most recent call last):
 (EngineCore pid=7) ERROR 11-22 16:12:18 [core.py:95]   File "core.py", line 7, in f
