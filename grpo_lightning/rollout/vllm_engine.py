@@ -151,8 +151,9 @@ class VLLMEngine:
         if not on_gpu:
             args["enforce_eager"] = True
             args.setdefault("block_size", _CPU_BLOCK_SIZE)
-        environment = engine_environment(on_gpu, self._cpu_cache_gib, self._cpu_threads, self._start_timeout)
-        with processes.starting(environment):
+        with processes.starting(
+            lambda: engine_environment(on_gpu, self._cpu_cache_gib, self._cpu_threads, self._start_timeout)
+        ):
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
 
     def _started(self) -> Future[Any]:

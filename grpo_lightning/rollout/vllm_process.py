@@ -11,9 +11,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +56,13 @@ class EngineProcesses:
         self._names: set[str] = set()
 
     @contextlib.contextmanager
-    def starting(self, environment: Mapping[str, str]) -> Iterator[None]:
-        """While vLLM starts: processes that this thread spawns get the environment and write to the log."""
-        with _one_start_at_a_time, changed_environment({**environment, vllm_child.LOG_ENV: str(self._log)}):
+    def starting(self, environment: Callable[[], Mapping[str, str]]) -> Iterator[None]:
+        """While vLLM starts: processes that this thread spawns get the environment and write to the log.
+
+        Args:
+            environment: Variables to set. It is called when no other start has the environment changed.
+        """
+        with _one_start_at_a_time, changed_environment({**environment(), vllm_child.LOG_ENV: str(self._log)}):
             original = multiprocessing.spawn.get_preparation_data
             this_thread = threading.get_ident()
 
@@ -91,7 +94,7 @@ class EngineProcesses:
             for process in multiprocessing.active_children():
                 if process.name in self._names and process not in self._earlier:
                     process.kill()
-            with contextlib.suppress(FutureTimeout, Exception):
+            with contextlib.suppress(Exception):
                 start.result(timeout=0.1)
 
     def last_words(self) -> str:

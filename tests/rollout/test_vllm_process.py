@@ -33,7 +33,7 @@ def processes():
 
 class TestLog:
     def test_takes_what_the_processes_print(self, processes, capfd):
-        with processes.starting({}):
+        with processes.starting(dict):
             process = spawn.Process(target=os.system, args=("echo from outside; echo to stderr >&2",))
             process.start()
             other = spawn.Process(target=int, args=("no number",))
@@ -89,7 +89,7 @@ from grpo_lightning.rollout.vllm_process import EngineProcesses
 
 print("main ran", flush=True)
 processes = EngineProcesses()
-with processes.starting({}):
+with processes.starting(dict):
     process = multiprocessing.get_context("spawn").Process(target=print, args=("child ran",))
     process.start()
     process.join()
@@ -113,7 +113,7 @@ class TestEnd:
 
         def run():
             try:
-                with processes.starting({}):
+                with processes.starting(dict):
                     future.set_result(body())
             except BaseException as error:
                 future.set_exception(error)
@@ -187,6 +187,30 @@ class TestEnvironment:
         assert os.environ["THEIRS"] == os.environ["ADDED"] == "during"
         assert "REMOVED" not in os.environ
         assert "OURS" not in os.environ
+
+    def test_a_second_start_waits_and_does_not_see_the_firsts(self, processes):
+        seen = []
+        first_in, release = threading.Event(), threading.Event()
+
+        def first():
+            with processes.starting(lambda: {"VLLM_OF_THE_FIRST": "1"}):
+                first_in.set()
+                release.wait(30)
+
+        def second():
+            with processes.starting(lambda: {"SEEN": os.environ.get("VLLM_OF_THE_FIRST", "nothing")}):
+                seen.append(os.environ["SEEN"])
+
+        threads = [threading.Thread(target=first), threading.Thread(target=second)]
+        threads[0].start()
+        first_in.wait(30)
+        threads[1].start()
+        time.sleep(0.1)
+        assert not seen
+        release.set()
+        for thread in threads:
+            thread.join(30)
+        assert seen == ["nothing"]
 
     def test_gives_way_to_what_the_user_has_set(self, monkeypatch):
         monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
