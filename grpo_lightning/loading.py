@@ -21,6 +21,7 @@ from grpo_lightning.adapter_config import (
 from grpo_lightning.adapters import adapter_digest, read_adapter_config, read_adapter_weights
 from grpo_lightning.attention import SHARED_PROMPT, register
 from grpo_lightning.errors import ConfigurationError
+from grpo_lightning.model_source import require_model
 from grpo_lightning.policy import Policy
 
 logger = logging.getLogger(__name__)
@@ -102,8 +103,8 @@ def load_policy(
         gradient_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
 
     Raises:
-        ConfigurationError: If the settings contradict each other, the adapter does not fit the model, or vLLM could
-            not serve it.
+        ConfigurationError: If there is no such model, the settings contradict each other, the adapter does not fit the
+            model, or vLLM could not serve it.
     """
     from transformers import AutoModelForCausalLM
 
@@ -116,6 +117,7 @@ def load_policy(
         lora_dropout=lora_dropout,
         lora_targets=lora_targets,
     )
+    require_model(model)
     register()
     base: Any = AutoModelForCausalLM.from_pretrained(
         model,

@@ -127,7 +127,13 @@ class Policy(nn.Module):
         head = self.causal_lm.get_output_embeddings()
         if head.bias is not None:
             raise ConfigurationError("expected an output head without bias; this model's has one")
-        return token_logprobs(hidden_NH, head.weight, batch.target_ids, temperature=batch.temperature)
+        return token_logprobs(
+            hidden_NH,
+            head.weight,
+            batch.target_ids,
+            temperature=batch.temperature,
+            banned_token_ids=batch.banned_token_ids,
+        )
 
     def _hidden(self, batch: PackedBatch) -> Tensor:
         """Final hidden states that predict the sampled tokens, ``[N, H]``."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from grpo_lightning.errors import ConfigurationError, RolloutError
 from grpo_lightning.rollout.engine import CURRENT, Adapter, EngineSpec, require_directory, resolve
 from grpo_lightning.rollout.loop import EventLoopThread
-from grpo_lightning.rollout.types import AdapterRef, Generation, SamplingSettings
+from grpo_lightning.rollout.types import AdapterRef, FinishReason, Generation, SamplingSettings
 from grpo_lightning.weights import load_exactly
 
 T = TypeVar("T")
@@ -28,6 +28,7 @@ class _Request:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     version: int = -1
+    finish_reason: FinishReason = "length"
 
 
 class TransformersEngine:
@@ -57,6 +58,7 @@ class TransformersEngine:
         self._spec: EngineSpec | None = None
         self._loop: EventLoopThread | None = None
         self._model: Any = None
+        self._tokenizer: Any = None
         self._current: AdapterRef | None = None
         self._weights_version = -1
         self._waiting: list[_Request] = []
@@ -155,12 +157,11 @@ class TransformersEngine:
                 continue
             for request in batch:
                 if not request.result.done():
-                    stopped = request.tokens[-1] in request.params.stop_token_ids
                     request.result.set_result(
                         Generation(
                             tuple(request.tokens),
                             tuple(request.logprobs),
-                            "stop" if stopped else "length",
+                            request.finish_reason,
                             request.version,
                         )
                     )
@@ -197,16 +198,32 @@ class TransformersEngine:
                 logits_to_keep=1,
             )
             cache = output.past_key_values
-            tokens, logprobs = _pick(output.logits[:, -1], params.temperature, [r.generator for r in batch])
+            tokens, logprobs = _pick(output.logits[:, -1], params, [r.generator for r in batch])
             for row in active:
                 batch[row].tokens.append(int(tokens[row]))
                 batch[row].logprobs.append(float(logprobs[row]))
-            active = [row for row in active if batch[row].tokens[-1] not in params.stop_token_ids]
+                if self._stops(batch[row]):
+                    batch[row].finish_reason = "stop"
+            active = [row for row in active if batch[row].finish_reason == "length"]
             if not active:
                 break
             ids = tokens[:, None].to(device)
             mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
             positions = positions[:, -1:] + 1
+
+    def _stops(self, request: _Request) -> bool:
+        params = request.params
+        if request.tokens[-1] in params.stop_token_ids:
+            return True
+        if not params.stop:
+            return False
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            assert self._spec is not None, "it was needed to load the model"
+            self._tokenizer = AutoTokenizer.from_pretrained(self._spec.model)
+        text = self._tokenizer.decode(request.tokens, skip_special_tokens=True)
+        return any(stop in text for stop in params.stop)
 
     async def score(self, token_ids: Sequence[int], *, adapter: Adapter = CURRENT) -> list[float]:
         """Log-probability of each token but the first, at temperature 1."""
@@ -272,14 +289,17 @@ class TransformersEngine:
     def close(self) -> None:
         """Drop the model and stop the event loop. Idempotent."""
         loop, self._loop, self._model, self._spec, self._current = self._loop, None, None, None, None
+        self._tokenizer = None
         self._waiting, self._weights_version = [], -1
         if loop is not None:
             loop.close()
 
 
-def _pick(logits_BV: Tensor, temperature: float, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+def _pick(logits_BV: Tensor, params: SamplingSettings, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
     """Sample one token a row, or take the likeliest at temperature 0; and its processed log-probability."""
+    temperature = params.temperature
     logits_BV = logits_BV.float().cpu()
+    logits_BV = logits_BV.index_fill(1, torch.tensor(params.banned_token_ids, dtype=torch.int64), -torch.inf)
     logp_BV = (logits_BV / temperature if temperature > 0 else logits_BV).log_softmax(-1)
     if temperature > 0:
         # Exponential races: argmin(E / p) with E ~ Exp(1) is a draw from p, one generator a row.
