@@ -161,7 +161,7 @@ def padded_logprobs(model, rows, temperature, banned=()):
     input_ids = torch.tensor([p + c + [0] * (longest - len(p) - len(c)) for p, c in lines])
     mask = torch.tensor([[1] * (len(p) + len(c)) + [0] * (longest - len(p) - len(c)) for p, c in lines])
     logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-    logits[..., list(banned)] = -torch.finfo(logits.dtype).max
+    logits[..., list(banned)] = -torch.finfo(logits.dtype).max / 8
     logp = (logits / temperature).log_softmax(-1)
     picked, values = [], []
     for line, (prompt, completion) in enumerate(lines):
