@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from grpo_lightning.arithmetic import BatchPlan
 from grpo_lightning.errors import ConfigurationError, RolloutError, StaleRolloutError
 from grpo_lightning.rewards.scorer import Scorer
 from grpo_lightning.rollout.batch import PackedBatch
@@ -95,7 +96,10 @@ class RolloutDataModule(LightningDataModule):
         reward_timeout: Seconds that one reward call may take.
         reward_errors: ``"raise"`` stops when a reward raises or times out; ``"skip"`` drops the completion, counted.
         success_reward: Reward from which on a greedy completion counts as correct in ``val/accuracy``.
-        val_batch_size: Held-out tasks generated at once.
+        val_batch_size: Held-out tasks, or tasks to predict, generated at once.
+        predict_tasks: Tasks that ``predict`` answers. Rewards that ask for fields they lack are left out.
+        predict_samples: Completions of each of them.
+        predict_temperature: Temperature of these completions; 0 is greedy.
         seed: Seed of the task order, the hold-out and the sampling.
     """
 
@@ -119,6 +123,9 @@ class RolloutDataModule(LightningDataModule):
         reward_errors: Literal["raise", "skip"] = "raise",
         success_reward: float = 1.0,
         val_batch_size: int = 128,
+        predict_tasks: TaskSource | None = None,
+        predict_samples: int = 1,
+        predict_temperature: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -130,18 +137,16 @@ class RolloutDataModule(LightningDataModule):
             max_prompt_tokens=max_prompt_tokens,
             temperature=temperature,
             val_batch_size=val_batch_size,
+            predict_samples=predict_samples,
         )
+        if predict_temperature < 0:
+            raise ConfigurationError(f"expected predict_temperature >= 0, but got {predict_temperature}")
         if samples_per_prompt < 2:
             raise ConfigurationError(
                 f"expected samples_per_prompt >= 2, but got {samples_per_prompt}: "
                 "advantages compare the samples of a group"
             )
-        if prompts_per_rollout % updates_per_rollout:
-            divisors = [d for d in range(1, prompts_per_rollout + 1) if prompts_per_rollout % d == 0]
-            raise ConfigurationError(
-                f"expected updates_per_rollout to divide prompts_per_rollout={prompts_per_rollout}, but got "
-                f"{updates_per_rollout}; choose one of {divisors}"
-            )
+        BatchPlan(prompts_per_rollout, samples_per_prompt, updates_per_rollout).check()
         if val_tasks is not None and val_size:
             raise ConfigurationError("expected val_tasks or val_size, but got both")
         if len(tasks) == 0:
@@ -166,10 +171,14 @@ class RolloutDataModule(LightningDataModule):
         self.temperature = temperature
         self.success_reward = success_reward
         self.val_batch_size = val_batch_size
+        self.predict_tasks = predict_tasks
+        self.predict_samples = predict_samples
+        self.predict_temperature = predict_temperature
         self.seed = seed
         self.rollout: Rollout | None = None
         self.rollout_metrics: dict[str, float] = {}
         self._encoder: PromptEncoder | None = None
+        self._predict_scorer = self.scorer
         self._sync_seconds = 0.0
         # Its own count: Lightning's epoch is one behind when it first builds the loader of a resumed run.
         self._rollouts = 0
@@ -208,9 +217,11 @@ class RolloutDataModule(LightningDataModule):
             )
         if stage == "fit":
             self._set_reload(trainer)
-        self.scorer.check(self.tasks[0])
-        self._encoder = PromptEncoder(module.model_name, self.max_prompt_tokens)
-        self._encoder(self.tasks[0])
+        if stage == "predict":
+            self._prepare_predict()
+        else:
+            self.scorer.check(self.tasks[0])
+        self._encoder = self.prompt_encoder(module.model_name)
         self.engine.start(
             EngineSpec(
                 model=module.model_name,
@@ -219,12 +230,26 @@ class RolloutDataModule(LightningDataModule):
                 max_concurrency=max(
                     self.prompts_per_rollout * self.samples_per_prompt,
                     min(self.val_batch_size, len(self.val_tasks or ())),
+                    min(self.val_batch_size, len(self.predict_tasks or ())) * self.predict_samples,
                 ),
                 seed=self.seed,
             )
         )
         if stage == "fit":
             rank_zero_info(self._arithmetic(trainer))
+
+    def prompt_encoder(self, model: str) -> PromptEncoder:
+        """The encoder of the tasks' prompts for a model, tried on the first one.
+
+        Args:
+            model: Directory or hub name of the model; only its tokenizer is read.
+
+        Raises:
+            ConfigurationError: If the prompt does not fit.
+        """
+        encoder = PromptEncoder(model, self.max_prompt_tokens)
+        encoder(self.tasks[0])
+        return encoder
 
     def _set_reload(self, trainer: Any) -> None:
         every = trainer.reload_dataloaders_every_n_epochs
@@ -238,15 +263,23 @@ class RolloutDataModule(LightningDataModule):
                 "rollout set inner_epochs"
             )
 
+    def plan(self, trainer: Any) -> BatchPlan:
+        """The batches that a Trainer will make of this module's rollouts."""
+        limited = trainer.max_epochs is not None and trainer.max_epochs > 0 and trainer.max_steps < 0
+        return BatchPlan(
+            self.prompts_per_rollout,
+            self.samples_per_prompt,
+            self.updates_per_rollout,
+            trainer.accumulate_grad_batches,
+            self.inner_epochs,
+            trainer.max_epochs if limited else None,
+        )
+
     def _arithmetic(self, trainer: Any) -> str:
-        completions = self.prompts_per_rollout * self.samples_per_prompt
-        passes = f" x {self.inner_epochs} passes" if self.inner_epochs > 1 else ""
         held_out = f", {len(self.val_tasks)} held out" if self.val_tasks is not None else ""
         return (
-            f"Each epoch: {self.prompts_per_rollout} prompts x {self.samples_per_prompt} samples = {completions} "
-            f"completions of at most {self.max_tokens} tokens -> {_count(self.updates_per_rollout, 'update')}{passes} "
-            f"of {completions // self.updates_per_rollout} completions in "
-            f"{_count(trainer.accumulate_grad_batches, 'micro-batch')}. {len(self.tasks)} tasks{held_out}."
+            f"Each epoch: {self.plan(trainer)}. Completions of at most {self.max_tokens} tokens; "
+            f"{len(self.tasks)} tasks{held_out}."
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -383,10 +416,45 @@ class RolloutDataModule(LightningDataModule):
         """Batches of held-out tasks. They are generated in the validation step, when the policy is current."""
         if self.val_tasks is None:
             return []
-        tasks = [self.val_tasks[i] for i in range(len(self.val_tasks))]
+        return self._task_loader(self.val_tasks)
+
+    def _task_loader(self, source: TaskSource) -> DataLoader[EvaluationBatch]:
+        tasks = [source[i] for i in range(len(source))]
         size = self.val_batch_size
         batches = [EvaluationBatch(tuple(tasks[i : i + size])) for i in range(0, len(tasks), size)]
         return DataLoader(batches, batch_size=None, shuffle=False, collate_fn=_identity)  # type: ignore[arg-type]
+
+    def _prepare_predict(self) -> None:
+        self._predict_scorer, missing = self.scorer.applicable(self._tasks_to_predict()[0])
+        for name, fields in missing.items():
+            rank_zero_info(f"Reward {name!r} is left out: the tasks to predict have no {', '.join(map(repr, fields))}.")
+
+    def _tasks_to_predict(self) -> TaskSource:
+        if self.predict_tasks is None or len(self.predict_tasks) == 0:
+            raise ConfigurationError(
+                "predict needs tasks, but there are none; set predict_tasks, for example to JsonlTasks('prompts.jsonl')"
+            )
+        return self.predict_tasks
+
+    def predict_dataloader(self) -> DataLoader[EvaluationBatch]:
+        """Batches of the tasks to predict, which `predict` answers.
+
+        Raises:
+            ConfigurationError: If there are none.
+        """
+        return self._task_loader(self._tasks_to_predict())
+
+    def predict(self, batch: EvaluationBatch) -> list[Group]:
+        """Answer tasks with ``predict_samples`` completions each."""
+        self.ensure_synced()
+        return self._collect(
+            "Prediction",
+            batch.tasks,
+            samples=self.predict_samples,
+            temperature=self.predict_temperature,
+            seed_key=f"{self.seed}/predict",
+            scorer=self._predict_scorer,
+        )
 
     def evaluate(self, batch: EvaluationBatch) -> dict[str, list[float]]:
         """Answer held-out tasks greedily.
@@ -408,7 +476,14 @@ class RolloutDataModule(LightningDataModule):
         return scores
 
     def _collect(
-        self, title: str, tasks: Sequence[Task], *, samples: int, temperature: float, seed_key: str
+        self,
+        title: str,
+        tasks: Sequence[Task],
+        *,
+        samples: int,
+        temperature: float,
+        seed_key: str,
+        scorer: Scorer | None = None,
     ) -> list[Group]:
         encoder = self._encoder
         assert encoder is not None, "setup() runs before any generation"
@@ -419,7 +494,7 @@ class RolloutDataModule(LightningDataModule):
                     [(task, encoder(task)) for task in tasks],
                     samples_per_task=samples,
                     sampling=SamplingSettings(self.max_tokens, temperature, encoder.stop_token_ids),
-                    scorer=self.scorer,
+                    scorer=scorer or self.scorer,
                     decode=encoder.decode,
                     seed_key=seed_key,
                     on_sample=on_sample,
@@ -444,11 +519,6 @@ class RolloutDataModule(LightningDataModule):
 
 def _identity(item: T) -> T:
     return item
-
-
-def _count(number: int, noun: str) -> str:
-    plural = "es" if noun.endswith("ch") else "s"
-    return f"{number} {noun}{plural if number != 1 else ''}"
 
 
 def _require_positive(**values: float) -> None:

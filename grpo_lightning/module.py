@@ -19,6 +19,7 @@ from grpo_lightning.functional import Aggregation, clipped_surrogate, kl_k3, tok
 from grpo_lightning.metrics import RatioStats
 from grpo_lightning.policy import Dtype, Policy, load_policy
 from grpo_lightning.rollout.batch import PackedBatch
+from grpo_lightning.rollout.types import Predictions
 
 _POLICY_VERSION_KEY = "grpo_lightning_policy_version"
 
@@ -110,10 +111,12 @@ class GRPOModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks without which a run would be unsafe or mute, where the Trainer has none of their kind."""
-        from grpo_lightning.callbacks import EpochLine, LoRAWeightSync, RatioDegeneracyDetector
+        from grpo_lightning.callbacks import EpochLine, LoRAWeightSync, PredictionWriter, RatioDegeneracyDetector
 
         present = self.trainer.callbacks  # type: ignore[attr-defined]
         kinds: tuple[type[Callback], ...] = (LoRAWeightSync, RatioDegeneracyDetector, EpochLine)
+        if self.trainer.predicting:
+            kinds += (PredictionWriter,)
         return [kind() for kind in kinds if not any(isinstance(c, kind) for c in present)]
 
     def configure_optimizers(self) -> Any:
@@ -318,6 +321,10 @@ class GRPOModule(LightningModule):
                     on_epoch=True,
                     prog_bar=name == "accuracy",
                 )
+
+    def predict_step(self, batch: EvaluationBatch, batch_idx: int) -> Predictions:
+        """Answer one batch of the tasks to predict."""
+        return Predictions(self.trainer.datamodule.predict(batch))  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter, drop the frozen base, and note the policy's version."""
