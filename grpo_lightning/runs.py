@@ -1,0 +1,65 @@
+"""A run's folder: its settings, its checkpoints, and what it has written so far."""
+
+import csv
+import json
+import re
+import zipfile
+from pathlib import Path
+
+from grpo_lightning.errors import ConfigurationError
+
+
+def find_run(folder: Path) -> tuple[Path, Path]:
+    """Settings and newest whole checkpoint of a run.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        ConfigurationError: If the folder is no run, with what was looked for.
+    """
+    config, checkpoints = folder / "config.yaml", folder / "checkpoints"
+    candidates = sorted(checkpoints.glob("*.ckpt"), key=_age, reverse=True)
+    # A checkpoint is a zip archive, whose directory is at its end: one that was cut off has none.
+    whole = [path for path in candidates if zipfile.is_zipfile(path)]
+    if config.is_file() and whole:
+        return config, whole[0]
+    looked_for = {
+        config: config.is_file(),
+        checkpoints / "*.ckpt": bool(candidates),
+        **({checkpoints / "*.ckpt (whole)": False} if candidates and not whole else {}),
+    }
+    found = ", ".join(f"{path} ({'found' if is_there else 'not there'})" for path, is_there in looked_for.items())
+    raise ConfigurationError(f"expected a run to resume in {folder}, but it holds none; looked for {found}")
+
+
+def _age(path: Path) -> tuple[bool, float]:
+    """``last`` before the others, by the time of writing; those by their step."""
+    if path.stem.startswith("last"):
+        return True, path.stat().st_mtime
+    step = re.search(r"step=(\d+)", path.stem)
+    return False, float(step[1]) if step else -1.0
+
+
+def drop_later_records(folder: Path, epoch: int) -> None:
+    """Take what the run logged after its checkpoint out of ``metrics.csv`` and ``completions.jsonl``.
+
+    Those epochs will be run again, and would stand there twice.
+
+    Args:
+        folder: The run's folder.
+        epoch: Last epoch that the checkpoint holds, from 0.
+    """
+    metrics, completions = folder / "metrics.csv", folder / "completions.jsonl"
+    if metrics.is_file():
+        with metrics.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if float(row.get("epoch") or 0) <= epoch]
+        with metrics.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=reader.fieldnames or ())
+            writer.writeheader()
+            writer.writerows(rows)
+    if completions.is_file():
+        lines = completions.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["epoch"] <= epoch]
+        completions.write_text("".join(kept), encoding="utf-8")
