@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ def main(command: str, args: list[str]) -> None:
     tasks = [data.tasks[i] for i in range(min(given.n, len(data.tasks)))]
     results = check(data.scorer, tasks)
     print(table(results))
-    print(f"{len(tasks)} tasks, {sum(len(r.values) for r in results)} calls that count.")
+    print(f"{len(tasks)} tasks, {sum(len(r.values) for r in results)} completions scored.")
     for warning in warnings_of(results):
         print(f"warning: {warning}")
 
@@ -86,12 +86,14 @@ def check(scorer: Scorer, tasks: Sequence[Task]) -> list[Result]:
     for task in tasks:
         scorer.check(task)
     strict = scorer.raising()
-    return [result for name in scorer.names for result in _check_one(strict.only([name]), name, tasks)]
+    # One event loop for all: clients of asynchronous rewards stay tied to the loop of their first call.
+    with asyncio.Runner() as runner:
+        return [r for name in scorer.names for r in _check_one(runner, strict.only([name]), name, tasks)]
 
 
-def _check_one(scorer: Scorer, name: str, tasks: Sequence[Task]) -> list[Result]:
+def _check_one(runner: asyncio.Runner, scorer: Scorer, name: str, tasks: Sequence[Task]) -> list[Result]:
     def score(task: Task, completion: str) -> float | None:
-        rewards, _, _ = asyncio.run(scorer.score(task, completion))
+        rewards, _, _ = runner.run(scorer.score(task, completion))
         return rewards[name]
 
     rendering = _best_rendering(score, tasks)
@@ -108,7 +110,7 @@ def _check_one(scorer: Scorer, name: str, tasks: Sequence[Task]) -> list[Result]
     return results
 
 
-def _best_rendering(score: Any, tasks: Sequence[Task]) -> str:
+def _best_rendering(score: Callable[[Task, str], float | None], tasks: Sequence[Task]) -> str:
     first = next((task for task in tasks if "answer" in task.data), None)
     if first is None:
         return _RENDERINGS[0]
