@@ -11,12 +11,15 @@ from grpo_lightning.cli import main, run
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 TINY = [
+    "--trainer.accelerator=cpu",
     "--data.engine=fakes.FakeEngine",
+    "--data.max_tokens=20",
     "--data.prompts_per_rollout=2",
     "--data.samples_per_prompt=2",
     "--data.val_size=3",
     "--trainer.max_epochs=2",
     "--trainer.check_val_every_n_epoch=1",
+    "--trainer.num_sanity_val_steps=-1",
     # The fake engine's logprobs are random numbers.
     "--trainer.callbacks+=grpo_lightning.callbacks.RatioDegeneracyDetector",
     "--trainer.callbacks.max_mismatch=100",
@@ -34,7 +37,7 @@ def test_fit_leaves_a_run_folder(folder, tiny_model, config, capsys):
     cli = run(["fit", "-c", str(config), f"--model.model={tiny_model}", "--seed_everything=3", *TINY])
     assert cli.trainer.global_step == 2 * cli.datamodule.updates_per_epoch
     assert cli.datamodule.seed == 3
-    (version,) = (folder / "runs" / "demo").iterdir()
+    ((version,),) = (list(run.iterdir()) for run in (folder / "runs").iterdir())
     for name in (
         "config.yaml",
         "metrics.csv",
@@ -74,6 +77,13 @@ def test_fit_leaves_a_run_folder(folder, tiny_model, config, capsys):
     again = run(["validate", "-c", str(version / "config.yaml"), f"--ckpt_path={version}/checkpoints/last.ckpt"])
     assert again.model.policy_version == cli.model.policy_version
     assert "val/accuracy" in again.trainer.callback_metrics
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_the_first_line_says_what_it_is(config):
+    first = config.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert ("Not run here" in first) == ("accelerator: gpu" in config.read_text())
 
 
 def test_saved_settings_can_be_run_again(folder, tiny_model, capsys):

@@ -114,8 +114,12 @@ def _best_rendering(score: Callable[[Task, str], float | None], tasks: Sequence[
     first = next((task for task in tasks if "answer" in task.data), None)
     if first is None:
         return _RENDERINGS[0]
-    values = {r: score(first, r.format(first.data["answer"])) for r in _RENDERINGS}
-    return max(_RENDERINGS, key=lambda rendering: -math.inf if values[rendering] is None else values[rendering])
+
+    def value(rendering: str) -> float:
+        given = score(first, rendering.format(first.data["answer"]))
+        return -math.inf if given is None else given
+
+    return max(_RENDERINGS, key=value)
 
 
 def _wrong_answer(task: Task, tasks: Sequence[Task]) -> str:
