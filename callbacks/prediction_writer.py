@@ -36,7 +36,9 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write the batch."""
+        """Write the batch, which every process has."""
+        if not trainer.is_global_zero:
+            return
         assert self._path is not None, "on_predict_start comes first"
         with self._path.open("a", encoding="utf-8") as file:
             for record in prediction_records(outputs):
@@ -44,7 +46,8 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the predictions are."""
-        print(f"Predictions: {self._path}", flush=True)
+        if trainer.is_global_zero:
+            print(f"Predictions: {self._path}", flush=True)
 
 
 def prediction_records(groups: Iterable[Group]) -> Iterator[dict[str, Any]]:

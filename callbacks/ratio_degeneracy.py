@@ -26,6 +26,7 @@ from grpo_lightning.diagnostics.checks import (
     mismatch_rms,
     uncertain_tokens,
 )
+from grpo_lightning.distributed import processes
 from grpo_lightning.errors import DegeneracyError, RatioDegeneracyError
 from grpo_lightning.module import GRPOModule
 from grpo_lightning.rollout.batch import PackedBatch
@@ -95,16 +96,18 @@ class RatioDegeneracyDetector(Callback):
         return "grpo_lightning.ratio_degeneracy"
 
     def state_dict(self) -> dict[str, Any]:
-        """The mismatch of the first rollout, against which later ones are judged."""
-        return {"first_mismatch": self._first_mismatch}
+        """The mismatch of the first rollout, against which later ones are judged, and the drift in this one."""
+        return {"first_mismatch": self._first_mismatch, "expected_drift": self._expected_drift}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore them."""
         self._first_mismatch = state_dict["first_mismatch"]
+        self._expected_drift = state_dict["expected_drift"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier run; a checkpoint's state is restored after this."""
         self._first_mismatch, self._announced, self._base, self._before = None, False, None, {}
+        self._expected_drift = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """On a rollout's first micro-batch, ask what the base model would have said."""
@@ -113,7 +116,7 @@ class RatioDegeneracyDetector(Callback):
         module = _grpo(pl_module)
         self._expected_drift = 0.0
         self._base = None
-        if module.policy_version > 0:
+        if module.policy_version > 0 and processes().first:
             # The loss runs under the Trainer's precision; what it is compared with must too.
             with trainer.precision_plugin.train_step_context(), module.policy.reference():
                 logprobs, _ = module.policy.token_logprobs(batch.first_rows(_BASE_TOKENS))
@@ -123,7 +126,8 @@ class RatioDegeneracyDetector(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Judge the step. Nothing has been applied yet when this raises."""
         module = _grpo(pl_module)
-        stats = {name: float(value) for name, value in module.update_ratio.compute().items()}
+        update = module.current_update()
+        stats = update.ratio
         if not self._announced:
             rank_zero_info("using stored sample-time logprobs as old, current policy as new")
             self._announced = True
@@ -137,8 +141,9 @@ class RatioDegeneracyDetector(Callback):
             name: (p, p.grad.detach()) for name, p in module.policy.trainable_parameters().items() if p.grad is not None
         }
         self._grad_norm = sum(float(grad.double().square().sum()) for _, grad in gradients.values()) ** 0.5
-        evidence = _with_ledger(MicroBatchEvidence.join(module.evidence), trainer)
-        self.verdicts = self._judge(evidence, stats)
+        evidence = update.evidence
+        # The first process has the ledger; all halt together.
+        self.verdicts = processes().from_first(lambda: self._judge(_with_ledger(evidence, trainer), stats))
         self._conclude(self.verdicts)
         # What the step is about to do: gradient and parameters, to compare with after it.
         # Schedulers step before the hook that follows the step.
@@ -221,8 +226,8 @@ def _grpo(module: LightningModule) -> GRPOModule:
 def _with_ledger(evidence: MicroBatchEvidence, trainer: Trainer) -> MicroBatchEvidence:
     """Put the engine's logprobs of these tokens beside what the loss used."""
     data = getattr(trainer, "datamodule", None)
-    if isinstance(data, RolloutDataModule):
-        evidence.stored.copy_(data.stored_logprobs(evidence.batch_index, evidence.token_index))
+    if isinstance(data, RolloutDataModule) and data.rollout is not None:
+        evidence.stored.copy_(data.rollout.stored_logprobs(evidence.batch_index, evidence.token_index))
     return evidence
 
 

@@ -15,6 +15,7 @@ class BatchPlan:
         updates: Optimizer steps that share one rollout; divides ``prompts``.
         micro_batches: Micro-batches of each optimizer step.
         passes: Passes over each rollout.
+        processes: Training processes; each has micro-batches of its own.
         epochs: Rollouts in all; None without a planned end.
     """
 
@@ -23,6 +24,7 @@ class BatchPlan:
     updates: int
     micro_batches: int = 1
     passes: int = 1
+    processes: int = 1
     epochs: int | None = None
 
     def check(self) -> None:
@@ -47,10 +49,11 @@ class BatchPlan:
 
     def __str__(self) -> str:
         passes = f", {self.passes} passes" if self.passes > 1 else ""
+        ranks = f" in each of {self.processes} processes" if self.processes > 1 else ""
         text = (
             f"{self.prompts} prompts x {self.samples} samples = {self.completions} completions -> "
             f"{self.updates} update{_s(self.updates)} of {self.completions // self.updates}, each in "
-            f"{self.micro_batches} micro-batch{'es' if self.micro_batches != 1 else ''}{passes}"
+            f"{self.micro_batches} micro-batch{'es' if self.micro_batches != 1 else ''}{ranks}{passes}"
         )
         if self.epochs is None:
             return text

@@ -2,36 +2,37 @@
 
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from grpo_lightning.arithmetic import BatchPlan
-from grpo_lightning.errors import ConfigurationError, RolloutError, StaleRolloutError
+from grpo_lightning.distributed import processes
+from grpo_lightning.errors import ConfigurationError, StaleRolloutError
 from grpo_lightning.rewards.scorer import Scorer
+from grpo_lightning.rng import rng_state, set_rng_state
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.collector import collect, with_advantages
 from grpo_lightning.rollout.engine import EngineSpec, RolloutEngine
+from grpo_lightning.rollout.loader import BatchLoader
 from grpo_lightning.rollout.metrics import rollout_metrics
-from grpo_lightning.rollout.packing import Row, filler_row, pack, split_rows, usable_rows
+from grpo_lightning.rollout.micro_batches import Layout
 from grpo_lightning.rollout.progress import rollout_bar
 from grpo_lightning.rollout.prompts import PromptEncoder
+from grpo_lightning.rollout.rollout import Origin, Rollout, make_rollouts
+from grpo_lightning.rollout.state import NOT_BEGUN, rollout_from_state, rollout_to_state
 from grpo_lightning.rollout.types import Group, SamplingSettings, Task
 from grpo_lightning.rollout.validation import validate_rollout
 from grpo_lightning.rollout.vllm_engine import VLLMEngine
 from grpo_lightning.tasks import TaskSource, hold_out, task_index
+from grpo_lightning.trainer_check import check_trainer
 
 if TYPE_CHECKING:
     from grpo_lightning.module import GRPOModule
-
-T = TypeVar("T")
 
 # Without held-out tasks there is nothing to validate, which is no reason for a warning.
 warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
@@ -51,25 +52,6 @@ class EvaluationBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "EvaluationBatch":
         """Itself: tasks hold no tensors."""
         return self
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One epoch's samples and the micro-batches made of them.
-
-    Attributes:
-        version: Policy version that sampled it.
-        number: Rollouts before it.
-        groups: What was sampled.
-        batches: Micro-batches of the whole epoch, in training order.
-        stored: The engine's logprobs of each micro-batch, kept apart from the batches that the loss sees.
-    """
-
-    version: int
-    number: int
-    groups: tuple[Group, ...]
-    batches: tuple[PackedBatch, ...]
-    stored: tuple[Tensor, ...]
 
 
 class RolloutDataModule(LightningDataModule):
@@ -176,12 +158,13 @@ class RolloutDataModule(LightningDataModule):
         self.predict_temperature = predict_temperature
         self.seed = seed
         self.rollout: Rollout | None = None
-        self.rollout_metrics: dict[str, float] = {}
         self._encoder: PromptEncoder | None = None
         self._predict_scorer = self.scorer
         self._sync_seconds = 0.0
-        # Its own count: Lightning's epoch is one behind when it first builds the loader of a resumed run.
+        # Their own counts: Lightning's epoch is one behind when it first builds the loader of a resumed run.
         self._rollouts = 0
+        self._tasks_drawn = 0
+        self._restored: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         # LightningDataModule.__str__ builds every loader, which here would start a rollout.
@@ -205,36 +188,29 @@ class RolloutDataModule(LightningDataModule):
         """
         trainer, module = self._trainer(), self._module()
         # What an earlier run sampled, perhaps with another module of the same version, is not this run's.
-        self.rollout, self.rollout_metrics = None, {}
+        self.rollout, self._restored = None, None
         if module.policy_version == 0:
-            self._rollouts = 0
-        if trainer.world_size > 1:
-            raise ConfigurationError(f"expected one process, but the Trainer has {trainer.world_size}")
-        if trainer.precision == "16-mixed":
-            raise ConfigurationError(
-                "expected another precision than '16-mixed': its gradient scaler skips steps on overflow, which the "
-                "policy's version and the detectors would take for updates. Use 'bf16-mixed' or '32-true'"
-            )
-        if stage == "fit":
-            self._set_reload(trainer)
+            self._rollouts = self._tasks_drawn = 0
+        check_trainer(trainer, stage, self.updates_per_epoch)
         if stage == "predict":
             self._prepare_predict()
         else:
             self.scorer.check(self.tasks[0])
         self._encoder = self.prompt_encoder(module.model_name)
-        self.engine.start(
-            EngineSpec(
-                model=module.model_name,
-                lora_rank=int(module.hparams["lora_rank"]),
-                max_length=self.max_prompt_tokens + self.max_tokens,
-                max_concurrency=max(
-                    self.prompts_per_rollout * self.samples_per_prompt,
-                    min(self.val_batch_size, len(self.val_tasks or ())),
-                    min(self.val_batch_size, len(self.predict_tasks or ())) * self.predict_samples,
-                ),
-                seed=self.seed,
+        if processes().first:
+            self.engine.start(
+                EngineSpec(
+                    model=module.model_name,
+                    lora_rank=int(module.hparams["lora_rank"]),
+                    max_length=self.max_prompt_tokens + self.max_tokens,
+                    max_concurrency=max(
+                        self.prompts_per_rollout * self.samples_per_prompt,
+                        min(self.val_batch_size, len(self.val_tasks or ())),
+                        min(self.val_batch_size, len(self.predict_tasks or ())) * self.predict_samples,
+                    ),
+                    seed=self.seed,
+                )
             )
-        )
         if stage == "fit":
             rank_zero_info(self._arithmetic(trainer))
 
@@ -251,18 +227,6 @@ class RolloutDataModule(LightningDataModule):
         encoder(self.tasks[0])
         return encoder
 
-    def _set_reload(self, trainer: Any) -> None:
-        every = trainer.reload_dataloaders_every_n_epochs
-        if every == 0:
-            # The default would train on the first rollout for ever.
-            trainer.reload_dataloaders_every_n_epochs = 1
-            rank_zero_info("Set Trainer(reload_dataloaders_every_n_epochs=1): every epoch is a new rollout.")
-        elif every != 1:
-            raise ConfigurationError(
-                f"expected Trainer(reload_dataloaders_every_n_epochs=1), but got {every}: to train longer on one "
-                "rollout set inner_epochs"
-            )
-
     def plan(self, trainer: Any) -> BatchPlan:
         """The batches that a Trainer will make of this module's rollouts."""
         limited = trainer.max_epochs is not None and trainer.max_epochs > 0 and trainer.max_steps < 0
@@ -272,6 +236,7 @@ class RolloutDataModule(LightningDataModule):
             self.updates_per_rollout,
             trainer.accumulate_grad_batches,
             self.inner_epochs,
+            trainer.world_size,
             trainer.max_epochs if limited else None,
         )
 
@@ -283,12 +248,39 @@ class RolloutDataModule(LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Position in the order of tasks."""
-        return {"rollouts": self._rollouts}
+        """Position in the order of tasks, random generators, and the rollout if it is still being trained on.
+
+        All processes must call it.
+        """
+        state: dict[str, Any] = {
+            "rollouts": self._rollouts,
+            "tasks_drawn": self._tasks_drawn,
+            "rng": processes().gather(rng_state()),
+            "rollout": None,
+        }
+        rollout, loop = self.rollout, self._trainer().fit_loop
+        # Lightning's own counts say whether the epoch of a rollout has begun or ended, in whatever hook this runs.
+        progress = loop.epoch_progress.current
+        if rollout is not None and rollout.origin.epoch == progress.processed:
+            begun = progress.started > progress.processed
+            position = loop.epoch_loop.batch_progress.current.processed if begun else NOT_BEGUN
+            state["rollout"] = rollout_to_state(rollout, self._layout(), position)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._rollouts = state_dict["rollouts"]
+        """Go on from there, when the train loader is next asked for."""
+        self._rollouts, self._tasks_drawn = state_dict["rollouts"], state_dict["tasks_drawn"]
+        self._restored = state_dict
+
+    def _layout(self) -> Layout:
+        trainer = self._trainer()
+        scheduler = next((c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)), None)
+        micro_batches: int = (
+            trainer.accumulate_grad_batches
+            if scheduler is None
+            else scheduler.get_accumulate_grad_batches(trainer.fit_loop.epoch_progress.current.processed)
+        )
+        return Layout(self.updates_per_rollout, micro_batches, processes().count, self.inner_epochs)
 
     def teardown(self, stage: str) -> None:
         """Stop the engine."""
@@ -324,11 +316,12 @@ class RolloutDataModule(LightningDataModule):
                 )
             )
 
-    def train_dataloader(self) -> DataLoader[PackedBatch]:
+    def train_dataloader(self) -> BatchLoader[PackedBatch]:
         """Make the epoch's rollout, or give it again if Lightning asks twice.
 
         Raises:
             ConfigurationError: If it is called before the fit has started.
+            CheckpointError: If an unfinished epoch cannot be resumed.
         """
         module = self._module()
         if not module.fitting:
@@ -336,81 +329,63 @@ class RolloutDataModule(LightningDataModule):
                 "the train loader was asked for before training started, where a rollout would be made with an "
                 "unfinished policy. Trainer.estimated_stepping_batches does this: use max_epochs * updates_per_epoch"
             )
-        if self.rollout is None or self.rollout.version != module.policy_version:
-            self.rollout = self._make_rollout(module)
-        batches: list[PackedBatch] = list(self.rollout.batches)
-        return DataLoader(batches, batch_size=None, shuffle=False, collate_fn=_identity)  # type: ignore[arg-type]
+        epoch = self._trainer().fit_loop.epoch_progress.current.processed
+        start = self._restore(module, epoch)
+        if self.rollout is None or self.rollout.origin.epoch != epoch:
+            self.rollout = processes().scatter_from_first(lambda: self._make_rollouts(module, epoch))
+            self._rollouts += 1
+            self._tasks_drawn += self.prompts_per_rollout
+        return BatchLoader(self.rollout.batches, start)
 
-    def _make_rollout(self, module: "GRPOModule") -> Rollout:
-        trainer = self._trainer()
-        number = self._rollouts
+    def _restore(self, module: "GRPOModule", epoch: int) -> int:
+        """After a checkpoint was loaded: generators as they were, and the rollout of an unfinished epoch.
+
+        Returns:
+            How many of its micro-batches were trained on.
+        """
+        state, self._restored = self._restored, None
+        if state is None:
+            return 0
+        if processes().first:
+            # Loading its model may draw from the generators.
+            self.engine.wait_until_ready()
+        if len(state["rng"]) == processes().count:
+            set_rng_state(state["rng"][processes().rank])
+        if state["rollout"] is None or state["rollout"]["epoch"] != epoch:
+            return 0
+        layout = self._layout()
+        origin, groups, position = rollout_from_state(state["rollout"], layout, self.tasks)
+        rollouts = make_rollouts(origin, groups, layout, module.token_weights, self.temperature)
+        self.rollout = rollouts[processes().rank]
+        return position
+
+    def _make_rollouts(self, module: "GRPOModule", epoch: int) -> list[Rollout]:
+        """Sample one rollout and cut it for every process."""
         self.ensure_synced()
         begin = time.perf_counter()
-        first = number * self.prompts_per_rollout
-        tasks = [self.tasks[task_index(first + i, len(self.tasks), self.seed)] for i in range(self.prompts_per_rollout)]
+        # To overfit means the same tasks again and again.
+        first = 0 if self._trainer().overfit_batches else self._tasks_drawn
+        indices = [task_index(first + i, len(self.tasks), self.seed) for i in range(self.prompts_per_rollout)]
         groups = self._collect(
-            f"Rollout {number}",
-            tasks,
+            f"Rollout {self._rollouts}",
+            [self.tasks[index] for index in indices],
             samples=self.samples_per_prompt,
             temperature=self.temperature,
-            seed_key=f"{self.seed}/{number}",
+            seed_key=f"{self.seed}/{self._rollouts}",
         )
         validate_rollout(groups)
         groups = with_advantages(groups)
-        batches = self._pack(groups, module, trainer.accumulate_grad_batches)
         seconds = time.perf_counter() - begin
-        self.rollout_metrics = rollout_metrics(groups) | {
+        metrics = rollout_metrics(groups) | {
             "time/rollout_seconds": seconds,
             "time/sync_seconds": self._sync_seconds,
             "sync/version": float(self.engine.policy_version),
             "sync/lag": float(module.policy_version - self.engine.policy_version),
         }
-        self.rollout_metrics["throughput/rollout_tokens_per_second"] = self.rollout_metrics["tokens/sampled"] / seconds
+        metrics["throughput/rollout_tokens_per_second"] = metrics["tokens/sampled"] / seconds
         self._sync_seconds = 0.0
-        self._rollouts += 1
-        return Rollout(
-            module.policy_version,
-            number,
-            tuple(groups),
-            batches,
-            tuple(b.old_logprobs.clone() for b in batches),
-        )
-
-    def _pack(self, groups: Sequence[Group], module: "GRPOModule", micro_batches: int) -> tuple[PackedBatch, ...]:
-        per_update = len(groups) // self.updates_per_rollout
-        updates = [
-            usable_rows(groups[start : start + per_update], module.token_weights)
-            for start in range(0, len(groups), per_update)
-        ]
-        some_rows = [row for rows in updates for row in rows]
-        if not some_rows:
-            reasons = Counter(s.failure for g in groups for s in g.samples if s.failure)
-            raise RolloutError(
-                f"none of the {len(groups)} groups can be trained on: each needs two samples with a reward. "
-                + "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-            )
-        # An update whose groups were all dropped still has its micro-batches, of weight 0.
-        filler = filler_row(min(some_rows, key=lambda row: row.num_tokens))
-        cut: list[list[Row]] = [m for rows in updates for m in split_rows(rows or [filler], micro_batches)]
-        packed = [pack(rows, self.temperature) for rows in cut] * self.inner_epochs
-        return tuple(batch.replace(index=index, first_of_rollout=index == 0) for index, batch in enumerate(packed))
-
-    def stored_logprobs(self, batch_index: Tensor, token_index: Tensor) -> Tensor:
-        """The engine's logprobs of sampled tokens, from the rollout's own ledger.
-
-        Args:
-            batch_index: Position of each token's micro-batch in the rollout, int64 ``[N]``.
-            token_index: Position of each token in its micro-batch, int64 ``[N]``.
-
-        Returns:
-            Float64 ``[N]``; NaN where the rollout has no such token.
-        """
-        found = torch.full(batch_index.shape, torch.nan, dtype=torch.float64)
-        for index in sorted(set(batch_index.tolist())):
-            if self.rollout is not None and 0 <= index < len(self.rollout.stored):
-                mine = batch_index == index
-                found[mine] = self.rollout.stored[index][token_index[mine]].double()
-        return found
+        origin = Origin(module.policy_version, self._rollouts, epoch, tuple(indices), metrics)
+        return make_rollouts(origin, groups, self._layout(), module.token_weights, self.temperature)
 
     def val_dataloader(self) -> Any:
         """Batches of held-out tasks. They are generated in the validation step, when the policy is current."""
@@ -418,11 +393,11 @@ class RolloutDataModule(LightningDataModule):
             return []
         return self._task_loader(self.val_tasks)
 
-    def _task_loader(self, source: TaskSource) -> DataLoader[EvaluationBatch]:
+    def _task_loader(self, source: TaskSource) -> BatchLoader[EvaluationBatch]:
         tasks = [source[i] for i in range(len(source))]
         size = self.val_batch_size
         batches = [EvaluationBatch(tuple(tasks[i : i + size])) for i in range(0, len(tasks), size)]
-        return DataLoader(batches, batch_size=None, shuffle=False, collate_fn=_identity)  # type: ignore[arg-type]
+        return BatchLoader(batches)
 
     def _prepare_predict(self) -> None:
         self._predict_scorer, missing = self.scorer.applicable(self._tasks_to_predict()[0])
@@ -436,7 +411,7 @@ class RolloutDataModule(LightningDataModule):
             )
         return self.predict_tasks
 
-    def predict_dataloader(self) -> DataLoader[EvaluationBatch]:
+    def predict_dataloader(self) -> BatchLoader[EvaluationBatch]:
         """Batches of the tasks to predict, which `predict` answers.
 
         Raises:
@@ -446,6 +421,9 @@ class RolloutDataModule(LightningDataModule):
 
     def predict(self, batch: EvaluationBatch) -> list[Group]:
         """Answer tasks with ``predict_samples`` completions each."""
+        return processes().from_first(lambda: self._predict(batch))
+
+    def _predict(self, batch: EvaluationBatch) -> list[Group]:
         self.ensure_synced()
         return self._collect(
             "Prediction",
@@ -463,6 +441,9 @@ class RolloutDataModule(LightningDataModule):
             Values by name: ``reward`` (weighted sum) and each reward, of the tasks they apply to; ``accuracy``
             (0 or 1) of every task.
         """
+        return processes().from_first(lambda: self._evaluate(batch))
+
+    def _evaluate(self, batch: EvaluationBatch) -> dict[str, list[float]]:
         self.ensure_synced()
         groups = self._collect("Evaluation", batch.tasks, samples=1, temperature=0.0, seed_key=f"{self.seed}/val")
         samples = [g.samples[0] for g in groups]
@@ -515,10 +496,6 @@ class RolloutDataModule(LightningDataModule):
                 f"expected a GRPOModule beside {type(self).__name__}, but got {type(module).__name__}"
             )
         return module
-
-
-def _identity(item: T) -> T:
-    return item
 
 
 def _require_positive(**values: float) -> None:

@@ -9,6 +9,14 @@ class ConfigurationError(GRPOError, ValueError):
     """Settings that cannot work together, found before expensive work starts."""
 
 
+class CheckpointError(ConfigurationError):
+    """A checkpoint is broken or does not fit this run."""
+
+
+class WriteError(GRPOError, OSError):
+    """A file could not be written whole; nothing of it was left, and what was there before is untouched."""
+
+
 class RewardError(GRPOError, RuntimeError):
     """A reward function raised, ran out of time, or returned something that is not a reward."""
 

@@ -3,25 +3,47 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from grpo_lightning.attention import SHARED_PROMPT
+from grpo_lightning.checkpoint_io import DurableCheckpointIO
 from grpo_lightning.datamodule import EvaluationBatch, RolloutDataModule
 from grpo_lightning.diagnostics import MicroBatchEvidence
-from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.functional import Aggregation, clipped_surrogate, kl_k3, token_weights
-from grpo_lightning.metrics import RatioStats
+from grpo_lightning.distributed import processes
+from grpo_lightning.errors import CheckpointError, ConfigurationError
+from grpo_lightning.fingerprint import base_fingerprint
+from grpo_lightning.functional import Aggregation, PolicyLoss, clipped_surrogate, kl_k3, token_weights
+from grpo_lightning.metrics import EpochStatistics, RatioStats
 from grpo_lightning.policy import Dtype, Policy, load_policy
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.types import Predictions
 
-_POLICY_VERSION_KEY = "grpo_lightning_policy_version"
+_STATE_KEY = "grpo_lightning"
+"""Where a checkpoint holds what is not weights, beside Lightning's own entries."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an optimizer step sees, of all processes together.
+
+    Attributes:
+        evidence: Its sampled tokens.
+        ratio: Statistics of the ratio before clipping: mean, std, min, max, count.
+        input_tokens: Tokens that went through the model for it.
+    """
+
+    evidence: MicroBatchEvidence
+    ratio: dict[str, float]
+    input_tokens: int
 
 
 class GRPOModule(LightningModule):
@@ -83,15 +105,12 @@ class GRPOModule(LightningModule):
         # Checkpoints hold the adapter alone; its key set is checked exactly in on_load_checkpoint.
         self.strict_loading = False
         self.policy_version = 0
-        self.evidence: list[MicroBatchEvidence] = []
-        self.update_ratio = RatioStats()
-        self.epoch_ratio = RatioStats()
-        self._sums: dict[str, float] = {}
-        self._epoch_max_k = 0
-        self._train_tokens = 0
-        self._train_begin = 0.0
-        self._train_seconds = 0.0
         self.fitting = False
+        self._statistics = EpochStatistics()
+        self._evidence: list[MicroBatchEvidence] = []
+        self._input_tokens = 0
+        self._update: Update | None = None
+        self._batch_begin = 0.0
 
     def configure_model(self) -> None:
         """Load base model and adapter (once)."""
@@ -156,8 +175,11 @@ class GRPOModule(LightningModule):
         return trainer.max_epochs * data.updates_per_epoch
 
     def setup(self, stage: str) -> None:
-        """An earlier fit may have ended in an exception."""
+        """Forget a fit that ended in an exception, and write checkpoints that are whole or absent."""
         self.fitting = False
+        strategy = self.trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:
+            strategy.checkpoint_io = DurableCheckpointIO()
 
     def on_fit_start(self) -> None:
         """From here on rollouts may be made."""
@@ -187,26 +209,18 @@ class GRPOModule(LightningModule):
             if len(data.rollout.batches) != expected:
                 raise ConfigurationError(
                     f"expected {expected} micro-batches, but the rollout was cut into {len(data.rollout.batches)}: "
-                    "accumulate_grad_batches changed meanwhile (GradientAccumulationScheduler is not supported)"
+                    "accumulate_grad_batches changed meanwhile. Use GradientAccumulationScheduler to change it"
                 )
-        self.epoch_ratio.reset()
-        self._sums = {}
-        self._epoch_max_k = 0
-        self._train_tokens = 0
-        self._train_begin = time.perf_counter()
+        self._statistics.reset()
 
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
-        """Start the update's counters on its first micro-batch."""
+        """Start the update's evidence on its first micro-batch."""
+        self._batch_begin = time.perf_counter()
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self.evidence = []
-            self.update_ratio.reset()
+            self._evidence, self._input_tokens, self._update = [], 0, None
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        """Loss of one micro-batch, scaled so that Lightning's and DDP's averages give the exact global mean.
-
-        Raises:
-            FloatingPointError: If the loss is not finite.
-        """
+        """Loss of one micro-batch, scaled so that Lightning's and DDP's averages give the exact global mean."""
         logprobs, entropy = self.policy.token_logprobs(batch)
         surrogate = clipped_surrogate(
             logprobs,
@@ -217,48 +231,49 @@ class GRPOModule(LightningModule):
             clip_high=self.hparams["clip_high"],
         )
         loss = surrogate.loss
-        real = batch.loss_weight > 0
+        reference_kl = torch.full_like(entropy, torch.nan)
         if self.hparams["kl_coef"] > 0:
             with self.policy.reference():
                 reference, _ = self.policy.token_logprobs(batch)
             kl = kl_k3(logprobs, reference)
             loss = loss + self.hparams["kl_coef"] * (batch.loss_weight * kl).sum()
-            self._add("kl_reference", kl.detach()[real].sum())
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(
-                f"the loss is {float(loss.detach())} in epoch {self.current_epoch}, batch {batch_idx}: log-ratios in "
-                f"[{float(surrogate.log_ratio.min()):.3g}, {float(surrogate.log_ratio.max()):.3g}]"
-            )
-        log_ratio = surrogate.log_ratio[real]
-        k = self.policy_version - batch.policy_version[real]
-        self.update_ratio.update(log_ratio)
-        self.epoch_ratio.update(log_ratio)
-        self.evidence.append(_evidence(batch, logprobs, surrogate.log_ratio, self.policy_version))
-        self._add("tokens", real.sum())
-        self._add("clipped_low", surrogate.clipped_low[real].sum())
-        self._add("clipped_high", surrogate.clipped_high[real].sum())
-        self._add("kl_k1", -log_ratio.sum())
-        self._add("kl_k3", (torch.expm1(log_ratio) - log_ratio).sum())
-        self._add("entropy", entropy[real].sum())
-        if batch.first_of_rollout and bool((k == 0).all()):
-            self._add("fresh_tokens", real.sum())
-            self._add("fresh_abs", log_ratio.abs().sum())
-            self._sums["fresh_max"] = float(log_ratio.abs().max()) if len(log_ratio) else 0.0
-            self._add("fresh_k3", (torch.expm1(log_ratio) - log_ratio).sum())
-        self._epoch_max_k = max(self._epoch_max_k, int(k.max()) if len(k) else 0)
-        self._train_tokens += batch.num_tokens
+            reference_kl = kl.detach()
+        self._evidence.append(_evidence(batch, logprobs, surrogate, entropy, reference_kl, self.policy_version))
+        self._input_tokens += batch.num_tokens
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
+    def current_update(self) -> Update:
+        """What the optimizer step that is about to be taken sees, of all processes together.
+
+        All processes must call it; the result is kept until the next step's first micro-batch.
+        """
+        if self._update is None:
+            mine = (MicroBatchEvidence.join(self._evidence), self._input_tokens)
+            parts, tokens = zip(*processes().gather(mine), strict=True)
+            evidence = MicroBatchEvidence.join(parts)
+            stats = RatioStats(sync_on_compute=False)
+            stats.update(evidence.log_ratio)
+            self._update = Update(evidence, {n: float(v) for n, v in stats.compute().items()}, sum(tokens))
+        return self._update
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log what the update saw."""
+        """Log what the update saw.
+
+        Raises:
+            FloatingPointError: If the loss is not finite; the step is not taken.
+        """
+        update = self.current_update()
+        finite = update.evidence.log_ratio.isfinite()
+        if not bool(finite.all()):
+            raise FloatingPointError(
+                f"the loss is not finite in epoch {self.current_epoch}: {int((~finite).sum())} of {len(finite)} "
+                "log-ratios are not"
+            )
+        self._statistics.add_update(update.evidence, update.input_tokens)
         grads = [p.grad.norm() for p in self.policy.trainable_parameters().values() if p.grad is not None]
         norm = torch.stack(grads).norm() if grads else torch.zeros(())
         self.log("policy/grad_norm", norm, on_step=True, on_epoch=False)
-        self.log_dict(
-            {f"ppo/ratio_{name}": value.float() for name, value in self.update_ratio.compute().items()},
-            on_step=True,
-            on_epoch=False,
-        )
+        self.log_dict({f"ppo/ratio_{name}": v for name, v in update.ratio.items()}, on_step=True, on_epoch=False)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step and count it as a new policy version."""
@@ -266,47 +281,22 @@ class GRPOModule(LightningModule):
         self.weights_changed()
 
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
-        """Stop the epoch's clock: validation follows before the epoch ends."""
-        self._train_seconds = time.perf_counter() - self._train_begin
+        """Count the time: a validation may follow before the epoch ends."""
+        self._statistics.add_seconds(time.perf_counter() - self._batch_begin)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch under the same names as each update."""
-        self.log_dict(self.epoch_metrics(), on_step=False, on_epoch=True)
+        self.log_dict(self.epoch_metrics(), on_step=False, on_epoch=True, sync_dist=True)
 
-    def epoch_metrics(self) -> dict[str, Any]:
+    def epoch_metrics(self) -> dict[str, float]:
         """What the current epoch sampled, what it trained, what it cost; see ``docs/metrics.md``."""
-        sums = {"tokens": 0.0, **self._sums}
-        tokens = max(1.0, sums["tokens"])
-        metrics: dict[str, Any] = {f"ppo/ratio_{n}": v.float() for n, v in self.epoch_ratio.compute().items()}
-        metrics |= {
-            "ppo/clip_fraction_low": sums.get("clipped_low", 0.0) / tokens,
-            "ppo/clip_fraction_high": sums.get("clipped_high", 0.0) / tokens,
-            "ppo/kl_k1": sums.get("kl_k1", 0.0) / tokens,
-            "ppo/kl_k3": sums.get("kl_k3", 0.0) / tokens,
-            "ppo/updates_since_sampling": float(self._epoch_max_k),
-            "policy/entropy": sums.get("entropy", 0.0) / tokens,
-            "tokens/trained": sums["tokens"],
-            "time/train_seconds": self._train_seconds,
-            "throughput/train_tokens_per_second": self._train_tokens / max(1e-9, self._train_seconds),
-        }
-        if "kl_reference" in sums:
-            metrics["policy/kl_reference"] = sums["kl_reference"] / tokens
-        fresh = sums.get("fresh_tokens", 0.0)
-        if fresh:
-            metrics["mismatch/logprob_abs_mean"] = sums["fresh_abs"] / fresh
-            metrics["mismatch/logprob_abs_max"] = sums["fresh_max"]
-            metrics["mismatch/kl_k3"] = sums["fresh_k3"] / fresh
         data = self._data()
-        if data is not None:
-            metrics |= data.rollout_metrics
-        return metrics
+        sampled = {} if data is None or data.rollout is None else data.rollout.origin.metrics
+        return {**self._statistics.compute(), **sampled}
 
     def _data(self) -> RolloutDataModule | None:
         data = getattr(self.trainer, "datamodule", None)
         return data if isinstance(data, RolloutDataModule) else None
-
-    def _add(self, name: str, value: Tensor) -> None:
-        self._sums[name] = self._sums.get(name, 0.0) + float(value)
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Generate and score one batch of held-out tasks."""
@@ -320,6 +310,7 @@ class GRPOModule(LightningModule):
                     on_step=False,
                     on_epoch=True,
                     prog_bar=name == "accuracy",
+                    sync_dist=True,
                 )
 
     def predict_step(self, batch: EvaluationBatch, batch_idx: int) -> Predictions:
@@ -327,31 +318,60 @@ class GRPOModule(LightningModule):
         return Predictions(self.trainer.datamodule.predict(batch))  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapter, drop the frozen base, and note the policy's version."""
+        """Keep what is trained, drop the frozen base, and note version, epoch so far, and which base it was."""
         trainable = self._trainable_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
-        checkpoint[_POLICY_VERSION_KEY] = self.policy_version
+        checkpoint[_STATE_KEY] = {
+            "policy_version": self.policy_version,
+            "statistics": self._statistics.state_dict(),
+            "base": base_fingerprint(self.policy.causal_lm),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the version, after checking that the checkpoint holds exactly this adapter.
+        """Restore the version, after checking that the checkpoint holds exactly this adapter of this base.
 
         Raises:
-            ConfigurationError: If keys are missing or unknown.
+            CheckpointError: If keys are missing or unknown, or the base model is another one.
         """
+        state = checkpoint.get(_STATE_KEY)
+        if state is None:
+            raise CheckpointError("expected a checkpoint of a GRPOModule, but this one was saved by something else")
         expected, found = self._trainable_keys(), set(checkpoint["state_dict"])
         if expected != found:
             missing, unknown = sorted(expected - found), sorted(found - expected)
-            raise ConfigurationError(
+            raise CheckpointError(
                 f"the checkpoint does not fit this adapter: {len(missing)} parameters are missing {missing[:3]}, "
                 f"{len(unknown)} are unknown {unknown[:3]}. Are model, lora_targets and lora_rank the same?"
             )
-        self.policy_version = checkpoint[_POLICY_VERSION_KEY]
+        shapes = {name: tuple(p.shape) for name, p in self.state_dict().items() if name in expected}
+        wrong = [n for n, value in checkpoint["state_dict"].items() if tuple(value.shape) != shapes[n]]
+        if wrong:
+            raise CheckpointError(
+                f"the checkpoint does not fit this adapter: {wrong[0]} has shape "
+                f"{tuple(checkpoint['state_dict'][wrong[0]].shape)} there, but {shapes[wrong[0]]} here "
+                f"({len(wrong)} in all). Are model and lora_rank the same?"
+            )
+        if state["base"] != base_fingerprint(self.policy.causal_lm):
+            raise CheckpointError(
+                f"the checkpoint's adapter was trained on another base model than {self.model_name}: its weights "
+                "differ. Give the model that the run started from (hyper_parameters in the checkpoint name it)"
+            )
+        data = self._data() if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING else None
+        if data is not None and type(data).__qualname__ not in checkpoint:
+            raise CheckpointError(
+                f"the checkpoint holds no state of {type(data).__name__}, so the order of tasks cannot go on. Resume "
+                "with the data module class that the run was started with"
+            )
+        self.policy_version = state["policy_version"]
+        self._statistics.load_state_dict(state["statistics"])
 
     def _trainable_keys(self) -> set[str]:
         return {f"policy.model.{name}" for name in self.policy.trainable_parameters()}
 
 
-def _evidence(batch: PackedBatch, logprobs: Tensor, log_ratio: Tensor, version: int) -> MicroBatchEvidence:
+def _evidence(
+    batch: PackedBatch, logprobs: Tensor, loss: PolicyLoss, entropy: Tensor, reference_kl: Tensor, version: int
+) -> MicroBatchEvidence:
     real = (batch.loss_weight > 0).cpu()
     count = int(real.sum())
 
@@ -362,9 +382,14 @@ def _evidence(batch: PackedBatch, logprobs: Tensor, log_ratio: Tensor, version: 
         batch_index=torch.full((count,), batch.index),
         token_index=torch.arange(len(real))[real],
         sequence=keep(batch.sequence_index),
+        first_of_rollout=torch.full((count,), batch.first_of_rollout),
         logprobs=keep(logprobs).double(),
-        log_ratio=keep(log_ratio).double(),
+        log_ratio=keep(loss.log_ratio).double(),
         stored=torch.full((count,), torch.nan, dtype=torch.float64),
         weighted_advantage=keep(batch.loss_weight * batch.advantages).double(),
         updates_since_sampling=version - keep(batch.policy_version),
+        clipped_low=keep(loss.clipped_low),
+        clipped_high=keep(loss.clipped_high),
+        entropy=keep(entropy).double(),
+        reference_kl=keep(reference_kl).double(),
     )

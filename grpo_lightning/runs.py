@@ -4,7 +4,10 @@ import csv
 import json
 import re
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from grpo_lightning.errors import ConfigurationError
 
@@ -41,25 +44,51 @@ def _age(path: Path) -> tuple[bool, float]:
     return False, float(step[1]) if step else -1.0
 
 
-def drop_later_records(folder: Path, epoch: int) -> None:
+@dataclass(frozen=True)
+class Progress:
+    """How far a checkpoint has come.
+
+    Attributes:
+        begun: Epochs begun.
+        finished: Epochs trained to their end.
+        step: Optimizer steps taken.
+    """
+
+    begun: int
+    finished: int
+    step: int
+
+
+def checkpoint_progress(checkpoint: Mapping[str, Any]) -> Progress:
+    """How far a loaded checkpoint of Lightning has come."""
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    return Progress(epochs["started"], epochs["processed"], checkpoint["global_step"])
+
+
+def drop_later_records(folder: Path, progress: Progress) -> None:
     """Take what the run logged after its checkpoint out of ``metrics.csv`` and ``completions.jsonl``.
 
-    Those epochs will be run again, and would stand there twice.
+    It will be logged again, and would stand there twice.
 
     Args:
         folder: The run's folder.
-        epoch: Last epoch that the checkpoint holds, from 0.
+        progress: How far the checkpoint has come.
     """
     metrics, completions = folder / "metrics.csv", folder / "completions.jsonl"
     if metrics.is_file():
         with metrics.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            rows = [row for row in reader if float(row.get("epoch") or 0) <= epoch]
+            rows = [
+                row
+                for row in reader
+                if float(row.get("epoch") or 0) < progress.finished or float(row.get("step") or 0) < progress.step
+            ]
         with metrics.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=reader.fieldnames or ())
             writer.writeheader()
             writer.writerows(rows)
     if completions.is_file():
         lines = completions.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["epoch"] <= epoch]
+        # An epoch's completions are written when it begins.
+        kept = [line for line in lines if json.loads(line)["epoch"] < progress.begun]
         completions.write_text("".join(kept), encoding="utf-8")

@@ -1,4 +1,5 @@
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,18 @@ def demo_model() -> str:
     from grpo_lightning.demo import prepare_model
 
     return str(prepare_model())
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("cannot mount a small file system here (needs root)")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture

@@ -20,6 +20,12 @@ def test_passes_and_single_things():
     )
 
 
+def test_several_processes():
+    assert "each in 2 micro-batches in each of 4 processes; 1 epoch" in str(
+        BatchPlan(prompts=4, samples=2, updates=1, micro_batches=2, processes=4, epochs=1)
+    )
+
+
 def test_without_a_planned_end():
     assert str(BatchPlan(prompts=4, samples=2, updates=2)).endswith("2 updates of 4, each in 1 micro-batch")
 

@@ -1,10 +1,11 @@
+import json
 import os
 import zipfile
 
 import pytest
 
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.runs import drop_later_records, find_run
+from grpo_lightning.runs import Progress, drop_later_records, find_run
 
 
 def checkpoint(folder, name, *, whole=True, age=0):
@@ -51,14 +52,25 @@ def test_without_settings_it_is_no_run(tmp_path):
         find_run(tmp_path)
 
 
-def test_later_records_go(tmp_path):
-    (tmp_path / "metrics.csv").write_text("epoch,step,reward\n,0,\n0,1,0.5\n1,3,0.6\n2,5,0.7\n")
-    (tmp_path / "completions.jsonl").write_text('{"epoch": 1, "text": "ä"}\n{"epoch": 2}\n')
-    drop_later_records(tmp_path, 1)
-    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["epoch,step,reward", ",0,", "0,1,0.5", "1,3,0.6"]
-    assert (tmp_path / "completions.jsonl").read_text() == '{"epoch": 1, "text": "ä"}\n'
+@pytest.mark.parametrize(
+    ("progress", "rows", "epochs"),
+    [
+        # Saved at the end of the second epoch, with what was validated after it.
+        (Progress(begun=2, finished=2, step=4), [",0,", "0,1,0.5", "1,3,0.6", "1,4,0.8"], [0, 1]),
+        # Saved within the third.
+        (Progress(begun=3, finished=2, step=5), [",0,", "0,1,0.5", "1,3,0.6", "1,4,0.8", "2,4,0.1"], [0, 1, 2]),
+    ],
+)
+def test_later_records_go(tmp_path, progress, rows, epochs):
+    header, *written = ["epoch,step,reward", ",0,", "0,1,0.5", "1,3,0.6", "1,4,0.8", "2,4,0.1", "2,5,0.7", "3,7,0.9"]
+    (tmp_path / "metrics.csv").write_text("\n".join([header, *written, ""]))
+    lines = [json.dumps({"epoch": e, "text": "ä"}, ensure_ascii=False) + "\n" for e in range(4)]
+    (tmp_path / "completions.jsonl").write_text("".join(lines))
+    drop_later_records(tmp_path, progress)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == [header, *rows]
+    assert (tmp_path / "completions.jsonl").read_text() == "".join(lines[e] for e in epochs)
 
 
 def test_a_folder_without_records_stays_empty(tmp_path):
-    drop_later_records(tmp_path, 0)
+    drop_later_records(tmp_path, Progress(begun=0, finished=0, step=0))
     assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ from grpo_lightning.cli.explain import explain
 from grpo_lightning.datamodule import RolloutDataModule
 from grpo_lightning.errors import ConfigurationError, GRPOError
 from grpo_lightning.module import GRPOModule
-from grpo_lightning.runs import drop_later_records
+from grpo_lightning.runs import checkpoint_progress, drop_later_records
 
 TRAINER_DEFAULTS = {
     "reload_dataloaders_every_n_epochs": 1,
@@ -135,7 +135,7 @@ class GRPOCLI(LightningCLI):
         if self._resumed_run is not None:
             checkpoint = torch.load(self._get(self.config, "ckpt_path"), map_location="cpu", weights_only=True)
             if self.trainer.is_global_zero:
-                drop_later_records(self._resumed_run, checkpoint["epoch"])
+                drop_later_records(self._resumed_run, checkpoint_progress(checkpoint))
                 _keep_metrics(self.trainer)
         elif (folder / "config.yaml").exists():
             raise ConfigurationError(

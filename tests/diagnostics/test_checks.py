@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import fields
 
 import pytest
 import torch
@@ -57,11 +58,16 @@ class Draw:
             batch_index=torch.zeros(n, dtype=torch.int64),
             token_index=torch.arange(n),
             sequence=self.sequence,
+            first_of_rollout=torch.ones(n, dtype=torch.bool),
             logprobs=c.double(),
             log_ratio=log_ratio.double(),
             stored=s.double(),
             weighted_advantage=torch.ones(n, dtype=torch.float64),
             updates_since_sampling=torch.full((n,), self.k),
+            clipped_low=torch.zeros(n, dtype=torch.bool),
+            clipped_high=torch.zeros(n, dtype=torch.bool),
+            entropy=torch.ones(n, dtype=torch.float64),
+            reference_kl=torch.full((n,), torch.nan, dtype=torch.float64),
         )
 
     def base(self, distance):
@@ -103,9 +109,9 @@ def test_joined_evidence_numbers_sequences_apart():
         n = len(sequences)
         values = torch.arange(n, dtype=torch.float64) + 100 * batch
         index = torch.arange(n)
-        return MicroBatchEvidence(
-            torch.full((n,), batch), index, torch.tensor(sequences), values, values, values, values, index
-        )
+        rest = {f.name: values for f in fields(MicroBatchEvidence)}
+        numbers = {"batch_index": torch.full((n,), batch), "sequence": torch.tensor(sequences)}
+        return MicroBatchEvidence(**{**rest, "token_index": index, **numbers})
 
     joined = MicroBatchEvidence.join([part(3, [0, 0, 1]), part(1, [0, 2, 2, 2])])
     assert len(joined) == 7

@@ -1,0 +1,73 @@
+"""From a rollout's groups to the micro-batches of every training process."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from grpo_lightning.errors import RolloutError
+from grpo_lightning.rollout.batch import PackedBatch
+from grpo_lightning.rollout.packing import TokenWeights, filler_row, pack, split_rows, usable_rows
+from grpo_lightning.rollout.types import Group
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a rollout is cut.
+
+    Attributes:
+        updates: Optimizer steps of one pass; divides the number of groups.
+        micro_batches: Micro-batches of one optimizer step, per process.
+        processes: Training processes.
+        passes: How often the rollout is trained on.
+    """
+
+    updates: int
+    micro_batches: int
+    processes: int
+    passes: int
+
+
+def cut(
+    groups: Sequence[Group], layout: Layout, token_weights: TokenWeights, temperature: float
+) -> list[tuple[PackedBatch, ...]]:
+    """Cut a rollout into micro-batches.
+
+    Every process gets equally many, of about equally many tokens; those computed at the same time have the most
+    similar sizes. The loss weights are those of the whole optimizer step over all processes.
+
+    Args:
+        groups: The rollout, with advantages.
+        layout: Into what.
+        token_weights: Loss weights from the lengths of an optimizer step's completions.
+        temperature: Sampling temperature.
+
+    Returns:
+        For each process its micro-batches in training order. `PackedBatch.index` counts over all processes.
+
+    Raises:
+        RolloutError: If no group can be trained on.
+    """
+    per_update = len(groups) // layout.updates
+    steps = [usable_rows(groups[i : i + per_update], token_weights) for i in range(0, len(groups), per_update)]
+    some_rows = [row for rows in steps for row in rows]
+    if not some_rows:
+        reasons = Counter(s.failure for g in groups for s in g.samples if s.failure)
+        raise RolloutError(
+            f"none of the {len(groups)} groups can be trained on: each needs two samples with a reward. "
+            + "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        )
+    # An update whose groups were all dropped still has its micro-batches, of weight 0.
+    filler = filler_row(min(some_rows, key=lambda row: row.num_tokens))
+    batches = []
+    for rows in steps:
+        pieces = split_rows(rows or [filler], layout.micro_batches * layout.processes)
+        pieces.sort(key=lambda piece: -sum(row.num_tokens for row in piece))
+        batches += [pack(piece, temperature) for piece in pieces]
+    count = layout.processes
+    return [
+        tuple(
+            batch.replace(index=count * position + rank, first_of_rollout=position == 0)
+            for position, batch in enumerate(batches[rank::count] * layout.passes)
+        )
+        for rank in range(count)
+    ]

@@ -1,0 +1,118 @@
+"""A rollout in the middle of its epoch, as a checkpoint holds it: plain values, for weights-only loading."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from grpo_lightning.errors import CheckpointError
+from grpo_lightning.rollout.micro_batches import Layout
+from grpo_lightning.rollout.rollout import Origin, Rollout
+from grpo_lightning.rollout.types import Action, Group, Sample, Task
+from grpo_lightning.tasks import TaskSource
+
+NOT_BEGUN = -1
+"""Position in a rollout whose epoch has not begun."""
+
+
+def rollout_to_state(rollout: Rollout, layout: Layout, position: int) -> dict[str, Any]:
+    """What is needed to train on it to the end.
+
+    Args:
+        rollout: As the first process sees it.
+        layout: How it was cut.
+        position: Micro-batches of each process that were trained on, or `NOT_BEGUN`.
+    """
+    origin = rollout.origin
+    return {
+        "version": origin.version,
+        "number": origin.number,
+        "epoch": origin.epoch,
+        "tasks": list(origin.tasks),
+        "metrics": dict(origin.metrics),
+        "groups": [_group_to_state(group) for group in rollout.groups],
+        "layout": asdict(layout),
+        "position": position,
+    }
+
+
+def rollout_from_state(state: Mapping[str, Any], layout: Layout, source: TaskSource) -> tuple[Origin, list[Group], int]:
+    """Origin, groups and position again.
+
+    Args:
+        state: Result of `rollout_to_state`.
+        layout: How the resumed run cuts its rollouts.
+        source: The tasks.
+
+    Raises:
+        CheckpointError: If the resumed run could not train on it as the first one would have.
+    """
+    if state["layout"] != asdict(layout):
+        raise CheckpointError(
+            f"the checkpoint was saved in the middle of an epoch that was cut into {state['layout']}, but now there is "
+            f"{asdict(layout)}: its rollout cannot be trained to the end. Resume with the same settings, or from an "
+            "epoch's end"
+        )
+    if state["position"] == NOT_BEGUN:
+        raise CheckpointError(
+            "the checkpoint was saved before its epoch began, where Lightning would skip that epoch. Resume from one "
+            "that was saved after an optimizer step or at an epoch's end"
+        )
+    if state["position"] % layout.micro_batches:
+        raise CheckpointError(
+            f"the checkpoint was saved after {state['position']} micro-batches of an epoch, in the middle of an "
+            f"optimizer step of {layout.micro_batches}; its gradients are lost. Resume from another one "
+            "(ModelCheckpoint saves between steps)"
+        )
+    if any(index >= len(source) for index in state["tasks"]):
+        raise CheckpointError(f"the checkpoint's rollout is of more tasks than the {len(source)} there are now")
+    origin = Origin(state["version"], state["number"], state["epoch"], tuple(state["tasks"]), dict(state["metrics"]))
+    groups = [_group(saved, source[i]) for saved, i in zip(state["groups"], state["tasks"], strict=True)]
+    return origin, groups, state["position"]
+
+
+def _group_to_state(group: Group) -> dict[str, Any]:
+    return {
+        "task": group.task.id,
+        "prompt_ids": list(group.prompt_ids),
+        "advantages": list(group.advantages),
+        "samples": [_sample_to_state(sample) for sample in group.samples],
+    }
+
+
+def _sample_to_state(sample: Sample) -> dict[str, Any]:
+    action = sample.action
+    return {
+        "text": action.text,
+        "token_ids": list(action.token_ids),
+        "token_logprobs": list(action.token_logprobs),
+        "was_forced": action.was_forced,
+        "finish_reason": action.finish_reason,
+        "policy_version": action.policy_version,
+        "rewards": dict(sample.rewards),
+        "reward": sample.reward,
+        "failure": sample.failure,
+    }
+
+
+def _group(state: Mapping[str, Any], task: Task) -> Group:
+    if state["task"] != task.id:
+        raise CheckpointError(
+            f"the checkpoint holds samples of task {state['task']!r}, but the task source now has {task.id!r} in its "
+            "place: resume with the tasks, val_size and seed of the run that saved it"
+        )
+    samples: Sequence[Sample] = [_sample(saved) for saved in state["samples"]]
+    return Group(task, tuple(state["prompt_ids"]), tuple(samples), tuple(state["advantages"]))
+
+
+def _sample(state: Mapping[str, Any]) -> Sample:
+    logprobs = tuple(state["token_logprobs"])
+    action = Action(
+        text=state["text"],
+        token_ids=tuple(state["token_ids"]),
+        token_logprobs=logprobs,
+        logprob_sum=sum(logprobs),
+        was_forced=state["was_forced"],
+        finish_reason=state["finish_reason"],
+        policy_version=state["policy_version"],
+    )
+    return Sample(action, state["rewards"], state["reward"], state["failure"])

@@ -1,0 +1,82 @@
+"""Settings of the Trainer that rollouts need, or that cannot work, by name and before anything expensive."""
+
+from typing import Any
+
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info
+
+from grpo_lightning.errors import ConfigurationError
+
+_WHY_NOT = {
+    "FSDPStrategy": (
+        "it shards the output head, which the loss reads directly, and its precision plugin refuses clipping by norm"
+    ),
+    "ModelParallelStrategy": "it shards the output head, which the loss reads directly",
+    "DeepSpeedStrategy": "it owns the optimizer step, which the detectors must see before it is applied",
+}
+
+
+def check_trainer(trainer: Any, stage: str, updates_per_epoch: int) -> None:
+    """Refuse what cannot work; set what a bare Trainer lacks.
+
+    Args:
+        trainer: The Trainer.
+        stage: ``"fit"``, ``"validate"`` or ``"predict"``.
+        updates_per_epoch: Optimizer steps of one epoch.
+
+    Raises:
+        ConfigurationError: Naming the setting, why it cannot work, and what to use instead.
+    """
+    _check_strategy(trainer)
+    if trainer.precision == "16-mixed":
+        raise ConfigurationError(
+            "expected another precision than '16-mixed': its gradient scaler skips steps on overflow, which the "
+            "policy's version and the detectors would take for updates. Use 'bf16-mixed' or '32-true'"
+        )
+    if stage == "fit":
+        _set_reload(trainer)
+        _check_limit(trainer, updates_per_epoch)
+
+
+def _check_strategy(trainer: Any) -> None:
+    strategy = trainer.strategy
+    if isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+        return
+    name = type(strategy).__name__
+    raise ConfigurationError(
+        f"expected one device or strategy='ddp', but got {name}: {_WHY_NOT.get(name, 'it is not tested')}. "
+        "With LoRA, 'ddp' keeps one frozen copy of the base model per device; gradient_checkpointing and bfloat16 "
+        "weights make it fit"
+    )
+
+
+def _set_reload(trainer: Any) -> None:
+    every = trainer.reload_dataloaders_every_n_epochs
+    if every == 0:
+        # The default would train on the first rollout for ever.
+        trainer.reload_dataloaders_every_n_epochs = 1
+        rank_zero_info("Set Trainer(reload_dataloaders_every_n_epochs=1): every epoch is a new rollout.")
+    elif every != 1:
+        raise ConfigurationError(
+            f"expected Trainer(reload_dataloaders_every_n_epochs=1), but got {every}: to train longer on one "
+            "rollout set inner_epochs"
+        )
+
+
+def _check_limit(trainer: Any, updates_per_epoch: int) -> None:
+    """A cut inside an optimizer step would leave out part of its tokens: only a smoke test may do that."""
+    limit = trainer.limit_train_batches
+    micro_batches = trainer.accumulate_grad_batches
+    scheduled = any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)
+    if trainer.fast_dev_run or limit == 1.0 or limit is None or scheduled:
+        return
+    count = updates_per_epoch * micro_batches
+    kept = min(count, limit) if isinstance(limit, int) else int(count * limit)
+    if kept % micro_batches:
+        name = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"
+        raise ConfigurationError(
+            f"expected {name} to end with a whole optimizer step of {micro_batches} micro-batches, but {limit} leaves "
+            f"{kept} of the epoch's {count}; set a multiple of accumulate_grad_batches, for example "
+            f"{name}={max(1, kept // micro_batches) * micro_batches}"
+        )
