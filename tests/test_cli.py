@@ -12,6 +12,8 @@ from grpo_lightning.cli import main, run
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 TINY = [
     "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.strategy=auto",
     "--data.engine=fakes.FakeEngine",
     "--data.max_tokens=20",
     "--data.prompts_per_rollout=2",
