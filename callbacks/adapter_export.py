@@ -24,8 +24,10 @@ class AdapterExport(Callback):
         self._saved: list[Path] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start a new run's list; what earlier runs saved is theirs."""
+        """Start a new run's list; what earlier runs saved is theirs. Have all ranks agree on the run's folder."""
         self._saved = []
+        if stage == "fit":
+            run_directory(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, then delete what is too old."""

@@ -45,8 +45,9 @@ class RunSummary(Callback):
         self._accuracies: list[tuple[int, float]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start the clock before the engine and the model load."""
+        """Start the clock before the engine and the model load. Have all ranks agree on the run's folder."""
         if stage == "fit":
+            run_directory(trainer)
             self._begin = time.monotonic()
             self._epochs, self._accuracies = [], []
 

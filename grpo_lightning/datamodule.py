@@ -18,6 +18,7 @@ from grpo_lightning.rng import rng_state, set_rng_state
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.collector import collect, with_advantages
 from grpo_lightning.rollout.engine import EngineSpec, RolloutEngine
+from grpo_lightning.rollout.evaluation import Scores, greedy_scores, sampled_scores
 from grpo_lightning.rollout.loader import BatchLoader
 from grpo_lightning.rollout.metrics import rollout_metrics
 from grpo_lightning.rollout.micro_batches import Layout
@@ -28,7 +29,8 @@ from grpo_lightning.rollout.state import NOT_BEGUN, rollout_from_state, rollout_
 from grpo_lightning.rollout.types import Group, SamplingSettings, Task
 from grpo_lightning.rollout.validation import validate_rollout
 from grpo_lightning.rollout.vllm_engine import VLLMEngine
-from grpo_lightning.tasks import TaskSource, hold_out, task_index
+from grpo_lightning.tasks import TaskSource, hold_out, shuffled
+from grpo_lightning.tasks.order import draw
 from grpo_lightning.trainer_check import check_trainer
 
 if TYPE_CHECKING:
@@ -82,6 +84,11 @@ class RolloutDataModule(LightningDataModule):
         predict_tasks: Tasks that ``predict`` answers. Rewards that ask for fields they lack are left out.
         predict_samples: Completions of each of them.
         predict_temperature: Temperature of these completions; 0 is greedy.
+        val_samples: Sampled answers of each held-out task, beside the greedy one, for ``val/avg_at_<n>`` and
+            ``val/pass_at_<k>``: 0, or 2 and more. Every evaluation uses the same seeds.
+        val_temperature: Sampling temperature of these answers.
+        order: Which task comes next, a pure function ``(position, size, seed) -> index``: `shuffled`, `sequential`,
+            `Widening` of ``grpo_lightning.tasks``, or your own. On the command line, an import path.
         seed: Seed of the task order, the hold-out and the sampling.
     """
 
@@ -108,6 +115,9 @@ class RolloutDataModule(LightningDataModule):
         predict_tasks: TaskSource | None = None,
         predict_samples: int = 1,
         predict_temperature: float = 0.0,
+        val_samples: int = 0,
+        val_temperature: float = 1.0,
+        order: Callable[[int, int, int], int] = shuffled,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -120,9 +130,14 @@ class RolloutDataModule(LightningDataModule):
             temperature=temperature,
             val_batch_size=val_batch_size,
             predict_samples=predict_samples,
+            val_temperature=val_temperature,
         )
         if predict_temperature < 0:
             raise ConfigurationError(f"expected predict_temperature >= 0, but got {predict_temperature}")
+        if val_samples != 0 and val_samples < 2:
+            raise ConfigurationError(
+                f"expected val_samples to be 0 (greedy answers only) or at least 2, but got {val_samples}"
+            )
         if samples_per_prompt < 2:
             raise ConfigurationError(
                 f"expected samples_per_prompt >= 2, but got {samples_per_prompt}: "
@@ -156,6 +171,9 @@ class RolloutDataModule(LightningDataModule):
         self.predict_tasks = predict_tasks
         self.predict_samples = predict_samples
         self.predict_temperature = predict_temperature
+        self.val_samples = val_samples
+        self.val_temperature = val_temperature
+        self.order = order
         self.seed = seed
         self.rollout: Rollout | None = None
         self._encoder: PromptEncoder | None = None
@@ -197,6 +215,7 @@ class RolloutDataModule(LightningDataModule):
         else:
             self.scorer.check(self.tasks[0])
         self._encoder = self.prompt_encoder(module.model_name)
+        self._draw_tasks(0)
         if processes().first:
             self.engine.start(
                 EngineSpec(
@@ -205,7 +224,7 @@ class RolloutDataModule(LightningDataModule):
                     max_length=self.max_prompt_tokens + self.max_tokens,
                     max_concurrency=max(
                         self.prompts_per_rollout * self.samples_per_prompt,
-                        min(self.val_batch_size, len(self.val_tasks or ())),
+                        min(self.val_batch_size, len(self.val_tasks or ())) * max(1, self.val_samples),
                         min(self.val_batch_size, len(self.predict_tasks or ())) * self.predict_samples,
                     ),
                     seed=self.seed,
@@ -364,8 +383,7 @@ class RolloutDataModule(LightningDataModule):
         self.ensure_synced()
         begin = time.perf_counter()
         # To overfit means the same tasks again and again.
-        first = 0 if self._trainer().overfit_batches else self._tasks_drawn
-        indices = [task_index(first + i, len(self.tasks), self.seed) for i in range(self.prompts_per_rollout)]
+        indices = self._draw_tasks(0 if self._trainer().overfit_batches else self._tasks_drawn)
         groups = self._collect(
             f"Rollout {self._rollouts}",
             [self.tasks[index] for index in indices],
@@ -386,6 +404,11 @@ class RolloutDataModule(LightningDataModule):
         self._sync_seconds = 0.0
         origin = Origin(module.policy_version, self._rollouts, epoch, tuple(indices), metrics)
         return make_rollouts(origin, groups, self._layout(), module.token_weights, self.temperature)
+
+    def _draw_tasks(self, first: int) -> list[int]:
+        """Indices of a rollout's tasks, after ``first`` tasks were drawn."""
+        positions = range(first, first + self.prompts_per_rollout)
+        return [draw(self.order, position, len(self.tasks), self.seed) for position in positions]
 
     def val_dataloader(self) -> Any:
         """Batches of held-out tasks. They are generated in the validation step, when the policy is current."""
@@ -434,26 +457,29 @@ class RolloutDataModule(LightningDataModule):
             scorer=self._predict_scorer,
         )
 
-    def evaluate(self, batch: EvaluationBatch) -> dict[str, list[float]]:
-        """Answer held-out tasks greedily.
+    def evaluate(self, batch: EvaluationBatch) -> Scores:
+        """Answer held-out tasks greedily, and with ``val_samples`` by sampling as well.
 
         Returns:
-            Values by name: ``reward`` (weighted sum) and each reward, of the tasks they apply to; ``accuracy``
-            (0 or 1) of every task.
+            The scores of `greedy_scores` and `sampled_scores`.
         """
         return processes().from_first(lambda: self._evaluate(batch))
 
-    def _evaluate(self, batch: EvaluationBatch) -> dict[str, list[float]]:
+    def _evaluate(self, batch: EvaluationBatch) -> Scores:
         self.ensure_synced()
-        groups = self._collect("Evaluation", batch.tasks, samples=1, temperature=0.0, seed_key=f"{self.seed}/val")
-        samples = [g.samples[0] for g in groups]
-        scores = {
-            "reward": [s.reward for s in samples if s.reward is not None],
-            # An answer that cannot be scored is not correct.
-            "accuracy": [float(s.reward is not None and s.reward >= self.success_reward) for s in samples],
-        }
-        for name in self.scorer.names:
-            scores[f"reward_{name}"] = [v for s in samples if (v := s.rewards.get(name)) is not None]
+        # The seeds know no epoch: evaluations differ by the policy alone.
+        key = f"{self.seed}/val"
+        greedy = self._collect("Evaluation", batch.tasks, samples=1, temperature=0.0, seed_key=key)
+        scores = greedy_scores(greedy, self.scorer.names, self.success_reward)
+        if self.val_samples:
+            sampled = self._collect(
+                "Sampled evaluation",
+                batch.tasks,
+                samples=self.val_samples,
+                temperature=self.val_temperature,
+                seed_key=key,
+            )
+            scores |= sampled_scores(sampled, self.success_reward)
         return scores
 
     def _collect(

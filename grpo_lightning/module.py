@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -24,6 +25,7 @@ from grpo_lightning.fingerprint import base_fingerprint
 from grpo_lightning.functional import Aggregation, PolicyLoss, clipped_surrogate, kl_k3, token_weights
 from grpo_lightning.metrics import EpochStatistics, RatioStats
 from grpo_lightning.policy import Dtype, Policy, load_policy
+from grpo_lightning.redact import redact, redact_hyperparameters
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.types import Predictions
 
@@ -111,6 +113,11 @@ class GRPOModule(LightningModule):
         self._input_tokens = 0
         self._update: Update | None = None
         self._batch_begin = 0.0
+
+    @property
+    def hparams_initial(self) -> AttributeDict:
+        """What loggers get of the settings: no secrets."""
+        return AttributeDict(redact(dict(super().hparams_initial)))
 
     def configure_model(self) -> None:
         """Load base model and adapter (once)."""
@@ -318,7 +325,8 @@ class GRPOModule(LightningModule):
         return Predictions(self.trainer.datamodule.predict(batch))  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained, drop the frozen base, and note version, epoch so far, and which base it was."""
+        """Keep what is trained, drop the frozen base and any secret; note version, epoch so far, and which base."""
+        redact_hyperparameters(checkpoint)
         trainable = self._trainable_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
         checkpoint[_STATE_KEY] = {

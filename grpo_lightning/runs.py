@@ -22,11 +22,13 @@ def find_run(folder: Path) -> tuple[Path, Path]:
         ConfigurationError: If the folder is no run, with what was looked for.
     """
     config, checkpoints = folder / "config.yaml", folder / "checkpoints"
+    # Each time that a run goes on, its settings then are saved under the next number.
+    later = sorted(folder.glob("config-*.yaml"), key=lambda path: int(path.stem.rpartition("-")[2]))
     candidates = sorted(checkpoints.glob("*.ckpt"), key=_age, reverse=True)
     # A checkpoint is a zip archive, whose directory is at its end: one that was cut off has none.
     whole = [path for path in candidates if zipfile.is_zipfile(path)]
     if config.is_file() and whole:
-        return config, whole[0]
+        return (later or [config])[-1], whole[0]
     looked_for = {
         config: config.is_file(),
         checkpoints / "*.ckpt": bool(candidates),

@@ -69,7 +69,7 @@ def _check_limit(trainer: Any, updates_per_epoch: int) -> None:
     limit = trainer.limit_train_batches
     micro_batches = trainer.accumulate_grad_batches
     scheduled = any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)
-    if trainer.fast_dev_run or limit == 1.0 or limit is None or scheduled:
+    if trainer.fast_dev_run or scheduled:
         return
     count = updates_per_epoch * micro_batches
     kept = min(count, limit) if isinstance(limit, int) else int(count * limit)

@@ -113,3 +113,9 @@ def fake_engine() -> Iterator[FakeEngine]:
     engine = FakeEngine()
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="session")
+def trackio_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trackio has one directory for the whole process."""
+    return tmp_path_factory.mktemp("trackio")

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.cli import LightningArgumentParser
 
+from grpo_lightning import RolloutDataModule
 from grpo_lightning.cli import main, run
+from grpo_lightning.tasks import sequential, shuffled
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 TINY = [
@@ -101,3 +104,49 @@ def test_help_explains_every_setting(folder, capsys):
     text = capsys.readouterr().out
     for phrase in ("Completions of each task", "Lower clip of the ratio", "Longest completion"):
         assert phrase in text
+
+
+def data_module(settings):
+    """The data module of a YAML file with these settings."""
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(RolloutDataModule, "data")
+    required = {
+        "tasks": {"class_path": "grpo_lightning.tasks.SumTasks"},
+        "rewards": "grpo_lightning.rewards.last_number_correct",
+        "engine": "fakes.FakeEngine",
+    }
+    config = parser.parse_string(yaml.safe_dump({"data": {**required, **settings}}))
+    return parser.instantiate_classes(config).data
+
+
+def test_the_order_is_set_by_import_path():
+    assert data_module({}).order is shuffled
+    assert data_module({"order": "grpo_lightning.tasks.sequential"}).order is sequential
+    widening = {"class_path": "grpo_lightning.tasks.Widening", "init_args": {"start": 0.5, "positions": 10}}
+    order = data_module({"order": widening}).order
+    assert max(order(0, 100, seed) for seed in range(300)) in range(45, 50)
+    assert [order(p, 100, 0) for p in range(10, 99)] == [shuffled(p, 100, 0) for p in range(10, 99)]
+
+
+def test_the_order_is_part_of_the_saved_settings(folder, tiny_model, capsys):
+    widening = ["--data.order=grpo_lightning.tasks.Widening", "--data.order.positions=7"]
+    assert main(["fit", "-c", str(CONFIGS[0]), f"--model.model={tiny_model}", *TINY, *widening, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["order"] == {
+        "class_path": "grpo_lightning.tasks.Widening",
+        "init_args": {"start": 0.1, "positions": 7},
+    }
+
+
+def test_files_and_their_columns_are_set_in_yaml(tmp_path):
+    (tmp_path / "tasks.jsonl").write_text('{"question": "1+1?", "solution": "2"}\n')
+    tasks = {
+        "class_path": "grpo_lightning.tasks.JsonlTasks",
+        "init_args": {
+            "path": str(tmp_path / "tasks.jsonl"),
+            "columns": {"prompt": "question", "answer": "solution"},
+            "system_prompt": "Be brief.",
+        },
+    }
+    (task,) = data_module({"tasks": tasks}).tasks
+    assert [message["content"] for message in task.messages] == ["Be brief.", "1+1?"]
+    assert task.data == {"answer": "2"}

@@ -29,6 +29,11 @@ def test_classes_do_not_need_vllm():
     assert python(code).strip() == "False"
 
 
+def test_task_sources_do_not_need_the_optional_readers():
+    code = "import sys, grpo_lightning.tasks; print({'pyarrow', 'datasets', 'pandas'} & set(sys.modules))"
+    assert python(code).strip() == "set()"
+
+
 def test_unknown_attribute_is_an_attribute_error():
     import grpo_lightning
 

@@ -46,6 +46,13 @@ def test_else_the_highest_step_whatever_its_age(run):
     assert find_run(run)[1] == highest
 
 
+def test_the_settings_of_the_last_time(run):
+    last = checkpoint(run, "last.ckpt")
+    for number in (1, 2, 10):
+        (run / f"config-{number}.yaml").write_text("model: {}\n")
+    assert find_run(run) == (run / "config-10.yaml", last)
+
+
 def test_without_settings_it_is_no_run(tmp_path):
     checkpoint(tmp_path, "last.ckpt")
     with pytest.raises(ConfigurationError, match=r"config.yaml \(not there\), .*ckpt \(found\)"):

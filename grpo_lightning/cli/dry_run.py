@@ -5,7 +5,6 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-from grpo_lightning.callbacks.run_directory import run_directory
 from grpo_lightning.datamodule import RolloutDataModule
 from grpo_lightning.module import GRPOModule
 
@@ -15,8 +14,14 @@ def default_folder() -> Path:
     return Path("runs") / f"dry-run-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def describe(module: GRPOModule, data: RolloutDataModule, trainer: Trainer) -> str:
+def describe(module: GRPOModule, data: RolloutDataModule, trainer: Trainer, folder: Path | None) -> str:
     """Check rewards, tokenizer and the first prompt, and say what the run would be.
+
+    Args:
+        module: The module.
+        data: Its data module.
+        trainer: The Trainer.
+        folder: Where the run will keep its files; None if its logger decides that later.
 
     Raises:
         ConfigurationError: If the run could not work.
@@ -31,6 +36,6 @@ def describe(module: GRPOModule, data: RolloutDataModule, trainer: Trainer) -> s
             f"Rewards:  {', '.join(data.scorer.names)}",
             f"Engine:   {type(data.engine).__name__}",
             f"Batches:  {data.plan(trainer)}",
-            f"Run in:   {run_directory(trainer)}",
+            f"Run in:   {folder or 'a new folder of its logger'}",
         ]
     )

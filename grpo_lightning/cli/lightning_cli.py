@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from grpo_lightning.callbacks.run_directory import run_directory
+from grpo_lightning.callbacks.save_config import SaveConfig, settings_text
 from grpo_lightning.cli.errors import root_error
 from grpo_lightning.cli.explain import explain
 from grpo_lightning.datamodule import RolloutDataModule
@@ -32,13 +33,13 @@ TRAINER_DEFAULTS = {
 MODEL, DATA = "grpo_lightning.GRPOModule", "grpo_lightning.RolloutDataModule"
 
 
-class SaveRunConfig(SaveConfigCallback):
-    """Saves ``config.yaml`` in the run's folder. What trained a run stays there when it is only evaluated."""
+class SaveTrainingConfig(SaveConfig):
+    """`SaveConfig` that leaves a run's folder as it is when the run is only evaluated."""
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save, unless a command that does not train finds one."""
-        if stage == "fit" or not (run_directory(trainer) / self.config_filename).exists():
-            super().setup(trainer, pl_module, stage)
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save, unless a command that does not train finds a run's settings."""
+        if stage == "fit" or not (run_directory(trainer) / "config.yaml").exists():
+            super().save_config(trainer, pl_module, stage)
 
 
 class GRPOCLI(LightningCLI):
@@ -131,17 +132,23 @@ class GRPOCLI(LightningCLI):
         Raises:
             ConfigurationError: If there is a run already.
         """
-        folder = run_directory(self.trainer)
+        folder = self.planned_folder()
         if self._resumed_run is not None:
             checkpoint = torch.load(self._get(self.config, "ckpt_path"), map_location="cpu", weights_only=True)
             if self.trainer.is_global_zero:
                 drop_later_records(self._resumed_run, checkpoint_progress(checkpoint))
                 _keep_metrics(self.trainer)
-        elif (folder / "config.yaml").exists():
+        elif folder is not None and (folder / "config.yaml").exists():
             raise ConfigurationError(
                 f"expected a new folder for this run, but {folder} already holds one; give the logger another version "
                 f"or name, or continue that run: grpo-lightning resume {folder}"
             )
+
+    def planned_folder(self) -> Path | None:
+        """Where the run will keep its files; None where the logger decides when it starts."""
+        # Not `run_directory`, which all ranks must ask together, after they were launched.
+        logger = self.trainer.logger
+        return Path(logger.log_dir) if isinstance(logger, (CSVLogger, TensorBoardLogger)) else None
 
     def save_settings(self, path: Path) -> None:
         """Write every setting of the command.
@@ -152,7 +159,7 @@ class GRPOCLI(LightningCLI):
         if path.exists():
             raise ConfigurationError(f"expected a new file for the settings, but {path} exists already")
         command = str(self.subcommand)
-        self._parser(command).save(self.config[command], path)
+        path.write_text(settings_text(self._parser(command), self.config[command]), encoding="utf-8")
 
     def _run_subcommand(self, subcommand: str) -> None:
         if not self._dispatch:
@@ -186,8 +193,7 @@ def run_lightning(args: Sequence[str], *, resumed_run: Path | None = None, dispa
         subclass_mode_data=subclasses,
         trainer_defaults=TRAINER_DEFAULTS,
         auto_configure_optimizers=False,
-        save_config_callback=SaveRunConfig,
-        save_config_kwargs={"overwrite": resumed_run is not None},
+        save_config_callback=SaveTrainingConfig,
         args=list(args),
         parser_kwargs={"prog": "grpo-lightning"},
     )

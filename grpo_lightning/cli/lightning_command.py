@@ -52,7 +52,7 @@ def run_dry(args: list[str], folder: Path | None) -> None:
 
     cli = run_lightning(["fit", *args], dispatch=False)
     cli.before_fit()
-    print(describe(cli.model, cli.datamodule, cli.trainer))
+    print(describe(cli.model, cli.datamodule, cli.trainer, cli.planned_folder()))
     target = default_folder() if folder is None else folder
     target.mkdir(parents=True, exist_ok=True)
     cli.save_settings(target / "config.yaml")

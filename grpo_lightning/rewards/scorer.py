@@ -5,6 +5,7 @@ import contextlib
 import copy
 import inspect
 import math
+import re
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -234,6 +235,8 @@ def _unique_names(functions: Sequence[RewardFunction]) -> list[str]:
     names: list[str] = []
     for function in functions:
         name = getattr(function, "__name__", None) or type(function).__name__
+        # "<lambda>", for one: some loggers refuse such characters in the name of a metric.
+        name = "_".join(re.findall(r"\w+", name, re.ASCII)) or "reward"
         number = 2
         unique = name
         while unique in names:

@@ -1,77 +1,67 @@
 """Tasks from a JSON Lines file."""
 
 import json
-from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.rollout.types import Task
+from grpo_lightning.tasks.records import RecordTasks
 
 
-class JsonlTasks:
-    """One JSON object a line. Its other fields become the task's data, which reward functions ask for by name.
+class JsonlTasks(RecordTasks):
+    """One JSON object a line. Fields become the task's data, which reward functions ask for by name.
+
+    A task needs a prompt: a string (one user message) or a list of chat messages. It may have a unique ``id``;
+    otherwise the id is its position, counted from 1.
 
     Args:
-        path: The file, UTF-8.
-        prompt_field: Field with the prompt: a string (one user message), or a list of chat messages.
-        id_field: Field with a unique name; the line number if omitted or absent.
+        path: The file, UTF-8. Blank lines are skipped.
+        columns: Field that each value comes from, where the names differ: ``{"prompt": "question", "answer":
+            "solution", "id": "uid"}``.
         system_prompt: A system message to put first.
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        *,
-        prompt_field: str = "prompt",
-        id_field: str = "id",
-        system_prompt: str | None = None,
+        self, path: str | Path, *, columns: dict[str, str] | None = None, system_prompt: str | None = None
     ) -> None:
-        self._path = Path(path)
-        if not self._path.is_file():
-            raise ConfigurationError(f"expected a JSON Lines file, but there is none at {self._path}")
-        system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-        try:
-            text = self._path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ConfigurationError(f"expected UTF-8, but {self._path} is not: {error}") from error
-        self._tasks = [
-            self._parse(number, line, prompt_field, id_field, system)
-            for number, line in enumerate(text.split("\n"), start=1)
-            if line.strip()
-        ]
-        repeated = [name for name, count in Counter(task.id for task in self._tasks).items() if count > 1]
-        if repeated:
-            raise ConfigurationError(
-                f"expected unique ids, but {self._path} repeats {', '.join(map(repr, repeated[:3]))}"
-            )
-        if not self._tasks:
-            raise ConfigurationError(f"expected at least one task, but {self._path} is empty")
+        super().__init__(_Lines(Path(path)), str(path), columns=columns, system_prompt=system_prompt)
 
-    def _parse(self, number: int, line: str, prompt_field: str, id_field: str, system: list[dict[str, Any]]) -> Task:
-        where = f"{self._path}, line {number}"
+
+class _Lines:
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise ConfigurationError(f"expected a JSON Lines file, but there is none at {path}")
+        self._path = path
+        self._lines: list[int] = []
+        self._records: list[dict[str, Any]] = []
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigurationError(f"{where}: expected a JSON object, but got invalid JSON: {error}") from error
-        if not isinstance(record, dict) or prompt_field not in record:
-            found = sorted(record) if isinstance(record, dict) else type(record).__name__
-            raise ConfigurationError(f"{where}: expected an object with the field {prompt_field!r}, but got {found}")
-        prompt = record[prompt_field]
-        if isinstance(prompt, str):
-            messages = [{"role": "user", "content": prompt}]
-        elif isinstance(prompt, list) and prompt and all(isinstance(m, dict) and "role" in m for m in prompt):
-            messages = prompt
-        else:
-            raise ConfigurationError(
-                f"{where}: expected {prompt_field!r} to be a string or a list of chat messages, but got {prompt!r}"
-            )
-        data = {name: value for name, value in record.items() if name not in (prompt_field, id_field)}
-        name = record.get(id_field)
-        return Task(str(number if name is None else name), (*system, *messages), data)
+            with path.open(encoding="utf-8") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        self._lines.append(number)
+                        self._records.append(_parse(line, f"{path}, line {number}"))
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"expected UTF-8, but {path} is not: {error}") from error
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._records)
 
-    def __getitem__(self, index: int) -> Task:
-        return self._tasks[index]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._records[index]
+
+    def scan(self, columns: Collection[str]) -> Iterable[dict[str, Any]]:
+        return self._records
+
+    def where(self, index: int) -> str:
+        return f"{self._path}, line {self._lines[index]}"
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"{where}: expected a JSON object, but got invalid JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ConfigurationError(f"{where}: expected a JSON object, but got {type(record).__name__}")
+    return record

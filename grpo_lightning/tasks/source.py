@@ -1,8 +1,7 @@
-"""What a task source is, how it is split, and in which order its tasks come."""
+"""What a task source is and how it is split."""
 
 import random
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 from grpo_lightning.errors import ConfigurationError
@@ -45,23 +44,3 @@ def hold_out(source: TaskSource, count: int, seed: int) -> tuple[Subset, Subset]
     order = list(range(len(source)))
     random.Random(f"hold-out {seed}").shuffle(order)
     return Subset(source, sorted(order[count:])), Subset(source, order[:count])
-
-
-def task_index(position: int, size: int, seed: int) -> int:
-    """Index of the task at a position of the endless training order.
-
-    Every pass over the source is a new permutation. A pure function: the order needs no state to resume.
-
-    Args:
-        position: Tasks drawn before this one.
-        size: Length of the source.
-        seed: Seed of the run.
-    """
-    return _permutation(position // size, size, seed)[position % size]
-
-
-@lru_cache(maxsize=4)
-def _permutation(epoch: int, size: int, seed: int) -> tuple[int, ...]:
-    order = list(range(size))
-    random.Random(f"order {seed} {epoch}").shuffle(order)
-    return tuple(order)

@@ -5,6 +5,7 @@ import json
 import pytest
 from fakes import FakeEngine
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from grpo_lightning import GRPOModule, RolloutDataModule, TransformersEngine
 from grpo_lightning.errors import ConfigurationError
@@ -27,14 +28,13 @@ def predict(tmp_path, tiny_model, engine, **data):
     settings = {"max_tokens": 6, "max_prompt_tokens": 64, "val_batch_size": 2, "engine": engine, **data}
     trainer = Trainer(
         accelerator="cpu",
-        logger=False,
-        default_root_dir=tmp_path,
+        logger=CSVLogger(tmp_path, name="", version="run"),
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
     )
     trainer.predict(GRPOModule(tiny_model), RolloutDataModule(SumTasks(), [last_number_correct, length], **settings))
-    return [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
 
 
 def test_completions_logprobs_and_rewards(tmp_path, tiny_model, prompts, capsys):
@@ -55,7 +55,7 @@ def test_completions_logprobs_and_rewards(tmp_path, tiny_model, prompts, capsys)
     # Two samples of a prompt are drawn with different seeds.
     assert records[0]["token_ids"] != records[1]["token_ids"]
     assert {request[1].temperature for request in engine.requests} == {0.7}
-    assert f"Predictions: {tmp_path / 'predictions.jsonl'}" in capsys.readouterr().out
+    assert f"Predictions: {tmp_path / 'run' / 'predictions.jsonl'}" in capsys.readouterr().out
 
 
 def test_greedily_by_default_and_with_the_real_engine(tmp_path, tiny_model, prompts):

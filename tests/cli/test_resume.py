@@ -31,7 +31,9 @@ def test_a_run_goes_on_in_its_folder(settings, folder):
     assert steps(folder) == [(0, 1), (1, 3), (2, 5), (3, 7)]
     assert completions(folder) == [e for e in range(4) for _ in range(4)]
     assert [path.name for path in (folder / "runs/small run").iterdir()] == ["version_0"]
-    assert "max_epochs: 4" in (folder / RUN / "config.yaml").read_text()
+    # Settings given when it went on are those of the next time.
+    assert main(["resume", RUN]) == 0
+    assert len(steps(folder)) == 4
 
 
 def test_what_came_after_the_checkpoint_stands_there_once(settings, folder):

@@ -176,15 +176,15 @@ def test_none_takes_a_reward_out_of_the_sum():
 
 
 def test_zero_is_a_reward():
-    assert score(lambda completion: 0) == ({"<lambda>": 0.0}, 0.0, None)
+    assert score(lambda completion: 0) == ({"lambda": 0.0}, 0.0, None)
 
 
 @pytest.mark.parametrize("value", [True, False, 1, 0.5, -3.0, torch.tensor(0.5), torch.tensor([2])])
 def test_numbers_of_all_kinds_become_floats(value):
     rewards, total, _ = score(lambda completion: value)
-    assert rewards["<lambda>"] == total == float(value)
+    assert rewards["lambda"] == total == float(value)
     assert type(total) is float
-    assert type(rewards["<lambda>"]) is float
+    assert type(rewards["lambda"]) is float
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
@@ -410,6 +410,25 @@ def test_names_of_partials_and_objects():
             return 0
 
     assert Scorer([functools.partial(exact, answer="4"), Judge(), Judge()]).names == ("partial", "Judge", "Judge_2")
+
+
+def test_names_are_fit_for_every_logger():
+    def named(name):
+        def reward(completion):
+            return 0
+
+        reward.__name__ = name
+        return reward
+
+    given = ["<lambda>", "<lambda>", "_private", "länge", "a b|c", "長さ"]
+    assert Scorer([named(name) for name in given]).names == (
+        "lambda",
+        "lambda_2",
+        "_private",
+        "l_nge",
+        "a_b_c",
+        "reward",
+    )
 
 
 def test_check_accepts_what_can_be_called():

@@ -1,0 +1,51 @@
+"""The settings of a run of the command line, beside what the run produces."""
+
+import itertools
+import json
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+
+from grpo_lightning.callbacks.run_directory import run_directory
+from grpo_lightning.redact import redact
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the settings as ``config.yaml`` in the run's folder, without secrets.
+
+    A run that is continued in its folder adds ``config-1.yaml`` and so on: nothing is overwritten.
+
+    Args:
+        parser: The parser of the command.
+        config: Its settings.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save once, before the model is loaded. All ranks must agree on the folder first."""
+        run_directory(trainer)
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file (on the first rank)."""
+        folder = run_directory(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = itertools.chain(["config.yaml"], (f"config-{number}.yaml" for number in itertools.count(1)))
+        path = next(folder / name for name in names if not (folder / name).exists())
+        path.write_text(settings_text(self.parser, self.config), encoding="utf-8")
+
+
+def settings_text(parser: LightningArgumentParser, config: Namespace) -> str:
+    """All settings as YAML, without secrets.
+
+    Args:
+        parser: The parser of the command.
+        config: Its settings.
+    """
+    # By way of JSON: its numbers and text are read back as what they are, whatever YAML makes of 1e-4.
+    settings = redact(json.loads(parser.dump(config, skip_none=False, format="json")))
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

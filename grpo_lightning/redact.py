@@ -1,0 +1,97 @@
+"""Keeping secrets out of what is logged and saved."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+REDACTED = "[redacted]"
+"""What stands in place of a secret."""
+
+_SECRET_NAME = re.compile(
+    r"(?:password|passwd|passphrase|secret|credential|apikey|authorization|\b(?:api|access|private) key)s?\b|\bbearer\b"
+)
+_TEXT_TOKEN_NAME = re.compile(
+    r"\b(?:bos|eos|pad|unk|sep|cls|mask|stop|start|begin|end|special|think|image|audio|video)\b|\bper token"
+)
+"""Names of ``token`` as a piece of text, not as a credential."""
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_SPECIAL_TOKEN = re.compile(r"<.*>|\[[A-Z]+\]")
+_URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s:@]*:[^/\s]+(?=@)")
+_KNOWN_TOKENS = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
+    r"hf_[A-Za-z0-9]{16,}"
+    r"|sk-(?=[\w-]*\d)[\w-]{16,}"
+    r"|gh[opsur]_[A-Za-z0-9]{16,}"
+    r"|github_pat_\w{16,}"
+    r"|glpat-[\w-]{16,}"
+    r"|xox[abeoprs]-[\w-]{10,}"
+    r"|wandb_v\d+_\w{16,}"
+    r"|AKIA[A-Z0-9]{16}"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"
+    r")"
+    r"|(?<=Bearer )[\w.~+/=-]{8,}"
+)
+
+
+def redact(value: Any) -> Any:
+    """A copy of plain settings without their secrets.
+
+    A value is a secret if its key says so (``api_key``, ``token``, ``password``, ``authorization``, ...; not
+    ``max_tokens``, ``stop_token_ids`` or ``bos_token``). Within other text, well-known tokens (``hf_...``,
+    ``sk-...``, ``ghp_...``, ...) and the ``user:password`` of a URL are replaced. None, booleans and empty text are
+    kept as they are, and so is everything that is not a dict, list, tuple, text, bytes or number.
+
+    Args:
+        value: Nested dicts, lists and tuples of plain values.
+
+    Returns:
+        The same with `REDACTED` in place of each secret. Redacting twice changes nothing more.
+    """
+    return _walk(value, _clean)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a setting of this name holds a credential.
+
+    Args:
+        name: Key in any style: ``api_key``, ``apiKey``, ``WANDB_API_KEY``, ``engine.api-key``.
+    """
+    words = " ".join(_WORD.findall(name)).lower()
+    if _SECRET_NAME.search(words):
+        return True
+    return re.search(r"\btoken$", words) is not None and not _TEXT_TOKEN_NAME.search(words)
+
+
+def redact_hyperparameters(checkpoint: dict[str, Any]) -> None:
+    """Redact, in place, the settings of module and data module in a Lightning checkpoint.
+
+    Args:
+        checkpoint: The checkpoint's content.
+    """
+    for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+        if key in checkpoint:
+            checkpoint[key] = redact(dict(checkpoint[key]))
+
+
+def _walk(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {k: _walk(v, _hide if isinstance(k, str) and is_secret_name(k) else leaf) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_walk(item, leaf) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return leaf(value)
+
+
+def _clean(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return _URL_CREDENTIALS.sub(REDACTED, _KNOWN_TOKENS.sub(REDACTED, value))
+
+
+def _hide(value: Any) -> Any:
+    if isinstance(value, bool) or value in ("", b"") or not isinstance(value, (str, bytes, int, float)):
+        return value
+    if isinstance(value, str) and _SPECIAL_TOKEN.fullmatch(value):
+        return value
+    return REDACTED

@@ -1,0 +1,109 @@
+"""Two processes (gloo) compute what one computes, and fail together."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo_lightning.distributed import Processes
+
+SCRIPT = Path(__file__).parent / "ddp_script.py"
+TIMED = ("time/", "throughput/")
+
+pytestmark = pytest.mark.slow
+
+
+def launch(model, folder, **settings):
+    settings = {"devices": 1, "aggregation": "sequence", **settings}
+    folder.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, SCRIPT, model, folder, json.dumps(settings)],
+        capture_output=True, text=True, timeout=300, env=environment,
+    )  # fmt: skip
+
+
+def results(model, folder, **settings):
+    done = launch(model, folder, **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [torch.load(path, weights_only=True) for path in sorted(folder.glob("rank*.pt"))]
+
+
+def assert_close(actual, expected):
+    """Equal to 1e-6 of the largest value, which is what float32 sums in another order allow."""
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6 * max(scale, 1e-30))
+
+
+@pytest.mark.parametrize(("aggregation", "reward", "accumulate"), [("sequence", "length", 2), ("token", "uneven", 1)])
+def test_two_processes_equal_one(tmp_path, tiny_model, aggregation, reward, accumulate):
+    settings = {"aggregation": aggregation, "reward": reward, "accumulate": accumulate}
+    (one,) = results(tiny_model, tmp_path / "one", **settings)
+    two = results(tiny_model, tmp_path / "two", devices=2, **settings)
+    assert len(two) == 2
+    for rank in two:
+        assert rank["version"] == one["version"] == 4
+        assert len(rank["gradients"]) == 4
+        for mine, expected in zip(rank["gradients"], one["gradients"], strict=True):
+            assert_close(mine, expected)
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(rank["weights"][name], weight, rtol=0, atol=1e-6)
+        for mine, expected in zip(rank["ratios"], one["ratios"], strict=True):
+            assert mine == pytest.approx(expected, abs=1e-6)
+        assert set(rank["metrics"]) == set(one["metrics"])
+        for name, value in one["metrics"].items():
+            # A copy of the prompt in each process is computed twice.
+            if not name.startswith(TIMED):
+                assert rank["metrics"][name] == pytest.approx(value, abs=1e-5, nan_ok=True), name
+    assert float(one["gradients"].abs().max()) > 0
+    for name, weight in two[0]["weights"].items():
+        assert torch.equal(weight, two[1]["weights"][name])
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_files_are_written_once_and_a_run_is_resumed_by_two(tmp_path, tiny_model):
+    whole = results(tiny_model, tmp_path / "whole", devices=2)
+    folder = tmp_path / "whole"
+    completions = (folder / "completions.jsonl").read_text().splitlines()
+    assert len(completions) == 2 * 18
+    assert json.loads((folder / "summary.json").read_text())["epochs"] == 2
+    assert len(list((folder / "adapters").iterdir())) == 1
+    assert {row["step"] for row in rows(folder)} == {"0", "1", "2", "3"}
+    resumed = results(tiny_model, tmp_path / "rest", devices=2, ckpt_path=str(folder / "ckpt" / "step=1.ckpt"))
+    for mine, expected in zip(resumed, whole, strict=True):
+        assert torch.equal(mine["gradients"], expected["gradients"][1:])
+        for name, weight in expected["weights"].items():
+            assert torch.equal(mine["weights"][name], weight)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reward": "broken"}, "reward 'broken' raised ZeroDivisionError: oops"),
+        ({"fault": "recompute"}, "PPO ratios are degenerate (std=0). Training cannot proceed."),
+    ],
+)
+def test_processes_fail_together(tmp_path, tiny_model, settings, message):
+    done = launch(tiny_model, tmp_path / "run", devices=2, **settings)
+    assert done.returncode != 0
+    told = [line for line in done.stdout.splitlines() if line.startswith("rank ")]
+    assert {line[:6] for line in told} == {"rank 0", "rank 1"}, done.stdout + done.stderr
+    assert all(message in line for line in told), told
+
+
+def test_a_single_process_exchanges_with_itself():
+    alone = Processes()
+    assert (alone.count, alone.first) == (1, True)
+    assert alone.gather("x") == ["x"]
+    assert alone.from_first(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        alone.from_first(lambda: 1 // 0)
