@@ -211,10 +211,12 @@ def _seed(seed_everything: bool | int) -> int:
 
 def _write_to(logger: CSVLogger | TensorBoardLogger, folder: Path) -> None:
     """Have the logger go on in a folder, wherever that has been moved to."""
-    logger._root_dir = str(folder.parent.parent)
-    if isinstance(logger, CSVLogger):
-        logger._save_dir = logger._root_dir
-    logger._name, logger._version = folder.parent.name, folder.name
+    # Where it was not moved the path stays as it was written: ModelCheckpoint compares it to know its own files.
+    if Path(logger.root_dir).resolve() != folder.parent:
+        logger._root_dir, logger._name = str(folder.parent.parent), folder.parent.name
+        if isinstance(logger, CSVLogger):
+            logger._save_dir = logger._root_dir
+    logger._version = folder.name
 
 
 def _keep_metrics(trainer: Trainer) -> None:

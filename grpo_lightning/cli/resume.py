@@ -26,4 +26,4 @@ def main(command: str, args: list[str]) -> None:
 
     from grpo_lightning.cli.lightning_cli import run_lightning
 
-    run_lightning(["fit", "-c", str(config), "--ckpt_path", str(checkpoint), *args[1:]], resumed_run=folder.absolute())
+    run_lightning(["fit", "-c", str(config), "--ckpt_path", str(checkpoint), *args[1:]], resumed_run=folder.resolve())

@@ -31,6 +31,7 @@ def test_a_run_goes_on_in_its_folder(settings, folder):
     assert steps(folder) == [(0, 1), (1, 3), (2, 5), (3, 7)]
     assert completions(folder) == [e for e in range(4) for _ in range(4)]
     assert [path.name for path in (folder / "runs/small run").iterdir()] == ["version_0"]
+    assert [path.name for path in (folder / RUN / "checkpoints").glob("last*")] == ["last.ckpt"]
     # Settings given when it went on are those of the next time.
     assert main(["resume", RUN]) == 0
     assert len(steps(folder)) == 4
