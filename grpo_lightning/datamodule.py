@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from grpo_lightning.arithmetic import BatchPlan
 from grpo_lightning.distributed import processes
 from grpo_lightning.errors import ConfigurationError, StaleRolloutError
+from grpo_lightning.loading import require_full_finetuning
 from grpo_lightning.rewards.scorer import Scorer
 from grpo_lightning.rng import rng_state, set_rng_state
 from grpo_lightning.rollout.batch import PackedBatch
@@ -210,6 +211,8 @@ class RolloutDataModule(LightningDataModule):
         if module.policy_version == 0:
             self._rollouts = self._tasks_drawn = 0
         check_trainer(trainer, stage, self.updates_per_epoch)
+        if module.hparams["full_finetuning"]:
+            require_full_finetuning(self.engine, trainer.precision)
         if stage == "predict":
             self._prepare_predict()
         else:
@@ -220,7 +223,7 @@ class RolloutDataModule(LightningDataModule):
             self.engine.start(
                 EngineSpec(
                     model=module.model_name,
-                    lora_rank=int(module.hparams["lora_rank"]),
+                    lora_rank=module.adapter_rank,
                     max_length=self.max_prompt_tokens + self.max_tokens,
                     max_concurrency=max(
                         self.prompts_per_rollout * self.samples_per_prompt,

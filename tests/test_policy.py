@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.policy import choose_layout, load_policy, unpack
+from grpo_lightning.loading import load_policy
+from grpo_lightning.policy import choose_layout, unpack
 from grpo_lightning.rollout.packing import PackedSequence, Row, pack
 
 TINY = {

@@ -1,7 +1,6 @@
 """``export``: a run's policy for other tools."""
 
 import argparse
-import importlib
 from pathlib import Path
 
 from grpo_lightning.errors import ConfigurationError
@@ -19,8 +18,7 @@ def main(command: str, args: list[str]) -> None:
     given = parser.parse_args(args)
     if not given.source.exists():
         raise ConfigurationError(f"expected a run's folder or a checkpoint, but there is nothing at {given.source}")
-    # Loads torch and transformers, which the other commands do without.
-    importlib.import_module("grpo_lightning.export").export(
-        given.source, given.target, merged=given.merged, dtype=given.dtype
-    )
+    from grpo_lightning.export import export
+
+    export(given.source, given.target, merged=given.merged, dtype=given.dtype)
     print(given.target)

@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from grpo_lightning import GRPOModule, RolloutDataModule, VLLMEngine
 from grpo_lightning.adapters import save_adapter
 from grpo_lightning.errors import ConfigurationError, EngineDiedError, RolloutError
-from grpo_lightning.policy import load_policy
+from grpo_lightning.loading import load_policy
 from grpo_lightning.rollout.engine import EngineSpec
 from grpo_lightning.rollout.types import AdapterRef, SamplingSettings
 from grpo_lightning.tasks import SumTasks
