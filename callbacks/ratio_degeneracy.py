@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -109,7 +110,8 @@ class RatioDegeneracyDetector(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier run; a checkpoint's state is restored after this."""
         self._first_mismatch, self._announced, self._base, self._before = None, False, None, {}
-        self._expected_drift = 0.0
+        self._expected_drift = self._weight_sum = self._lr = self._grad_norm = 0.0
+        self.verdicts = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """On a rollout's first micro-batch, ask what the base model would have said."""
@@ -145,7 +147,7 @@ class RatioDegeneracyDetector(Callback):
         gradients = {
             name: (p, p.grad.detach()) for name, p in module.policy.trainable_parameters().items() if p.grad is not None
         }
-        self._grad_norm = sum(float(grad.double().square().sum()) for _, grad in gradients.values()) ** 0.5
+        self._grad_norm = update.grad_norm
         evidence, has_adapter = update.evidence, module.policy.has_adapter
         # The first process has the ledger; all halt together.
         self.verdicts = processes().from_first(lambda: self._judge(_with_ledger(evidence, trainer), stats, has_adapter))
@@ -234,7 +236,8 @@ def _with_ledger(evidence: MicroBatchEvidence, trainer: Trainer) -> MicroBatchEv
     """Put the engine's logprobs of these tokens beside what the loss used."""
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, RolloutDataModule) and data.rollout is not None:
-        evidence.stored.copy_(data.rollout.stored_logprobs(evidence.batch_index, evidence.token_index))
+        stored = data.rollout.stored_logprobs(evidence.batch_index, evidence.token_index)
+        return replace(evidence, stored=stored)
     return evidence
 
 

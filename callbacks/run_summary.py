@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from grpo_lightning.callbacks.adapter_export import AdapterExport
@@ -86,10 +87,12 @@ class RunSummary(Callback):
         self._write(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what there is, without hiding the exception."""
+        """Write what there is of a fit; its exception is what matters, so no other may take its place."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
         try:
             self._write(trainer)
-        except OSError as error:
+        except Exception as error:
             rank_zero_warn(f"the run's summary could not be written: {error}")
 
     def _write(self, trainer: Trainer) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -88,3 +89,19 @@ def check_weights(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
             f"the checkpoint does not fit this policy: {wrong[0]} has shape {tuple(found[wrong[0]].shape)} there, but "
             f"{tuple(expected[wrong[0]].shape)} here ({len(wrong)} in all). Are model and lora_rank the same?"
         )
+
+
+def drop_partial_update(checkpoint: dict[str, Any], micro_batches: int) -> None:
+    """Set Lightning's count of batches back to the last optimizer step: the gradients since then are not saved.
+
+    The weights are those of that step, so nothing is lost; the resumed run computes these micro-batches again.
+
+    Args:
+        checkpoint: What is about to be saved.
+        micro_batches: Micro-batches of an optimizer step.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    extra = progress["current"]["processed"] % micro_batches
+    for counts in (progress["current"], progress["total"]):
+        kept = counts["processed"] - extra
+        counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), kept))

@@ -45,11 +45,16 @@ class DurableCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             _verify(staging)
             os.replace(staging, target)
-            sync_to_disk(target.parent)
-        except (OSError, RuntimeError) as error:
+        except (OSError, zipfile.BadZipFile) as error:
+            raise write_error(target, error) from error
+        except RuntimeError as error:
+            # torch.save's writer turns what the file raised into one; other such errors are not about the disk.
+            if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+                raise
             raise write_error(target, error) from error
         finally:
             staging.unlink(missing_ok=True)
+        sync_to_disk(target.parent)
 
     def load_checkpoint(
         self,

@@ -216,6 +216,7 @@ class RolloutDataModule(LightningDataModule):
         """
         trainer, module = self._trainer(), self._module()
         self._schedule.begin_run(fresh=module.policy_version == 0)
+        self._sync_seconds = 0.0
         check_trainer(trainer, stage, self.updates_per_epoch)
         if module.hparams["full_finetuning"]:
             require_full_finetuning(self.engine, trainer.precision)
@@ -290,13 +291,14 @@ class RolloutDataModule(LightningDataModule):
 
         All processes must call it.
         """
-        return self._schedule.state_dict(self._trainer().fit_loop, self._layout())
+        return self._schedule.state_dict(self._trainer().fit_loop)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there, when the train loader is next asked for."""
         self._schedule.load_state_dict(state_dict)
 
-    def _layout(self) -> Layout:
+    def layout(self) -> Layout:
+        """How the coming epoch's rollout is cut."""
         trainer = self._trainer()
         scheduler = next((c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)), None)
         micro_batches: int = (
@@ -357,7 +359,8 @@ class RolloutDataModule(LightningDataModule):
         saved = self._schedule.take_restored(epoch)
         if saved is None:
             return 0
-        origin, groups, position = rollout_from_state(saved, self._layout(), self.tasks)
+        sampling = self.sampler.settings(self.temperature)
+        origin, groups, position = rollout_from_state(saved, self.layout(), sampling, self.tasks)
         self._schedule.current = self._cut(origin, groups, module)[processes().rank]
         return position
 
@@ -390,7 +393,7 @@ class RolloutDataModule(LightningDataModule):
 
     def _cut(self, origin: Origin, groups: Sequence[Group], module: "GRPOModule") -> list[Rollout]:
         sampling = self.sampler.settings(self.temperature)
-        return make_rollouts(origin, groups, self._layout(), module.token_weights, sampling)
+        return make_rollouts(origin, groups, self.layout(), module.token_weights, sampling)
 
     def _draw_tasks(self, first: int) -> list[int]:
         """Indices of a rollout's tasks, after ``first`` tasks were drawn."""

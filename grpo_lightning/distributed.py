@@ -1,6 +1,7 @@
 """What several training processes tell each other: Python objects, over the CPU."""
 
 import datetime
+import pickle
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar, cast
@@ -50,19 +51,25 @@ class Processes:
         """
         if self.count == 1:
             return make()[0]
-        outcomes: list[Any] | None = None
+        mine: list[T] = []
+        messages: list[Any] | None = None
         failure: Exception | None = None
         if self.first:
             try:
-                outcomes = [(item, None) for item in make()]
+                items = make()
+                mine = [items[0]]
+                # Its own item need not be sent; whether the others can be is found where all can be told.
+                messages = [None, *(pickle.dumps((item, None)) for item in items[1:])]
             except Exception as error:
                 failure = error
-                outcomes = [(None, f"{type(error).__name__}: {error}")] * self.count
+                messages = [pickle.dumps((None, f"{type(error).__name__}: {error}"))] * self.count
         received: list[Any] = [None]
-        dist.scatter_object_list(received, outcomes, src=0, group=self._group)
+        dist.scatter_object_list(received, messages, src=0, group=self._group)
         if failure is not None:
             raise failure
-        item, message = received[0]
+        if self.first:
+            return mine[0]
+        item, message = pickle.loads(received[0])
         if message is not None:
             raise RolloutError(f"the first process failed: {message}")
         return cast(T, item)

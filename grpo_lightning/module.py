@@ -1,15 +1,16 @@
 """The policy and its GRPO loss as a LightningModule."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -17,13 +18,22 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from grpo_lightning.adapter_config import DEFAULT_ALPHA, DEFAULT_RANK, DEFAULT_TARGETS, largest_rank
 from grpo_lightning.attention import SHARED_PROMPT
-from grpo_lightning.checkpoint_check import STATE_KEY, check_start, check_weights, start_record
+from grpo_lightning.checkpoint_check import (
+    STATE_KEY,
+    StartRecord,
+    check_start,
+    check_weights,
+    drop_partial_update,
+    start_record,
+)
 from grpo_lightning.checkpoint_io import DurableCheckpointIO
 from grpo_lightning.datamodule import RolloutDataModule
 from grpo_lightning.diagnostics import MicroBatchEvidence
+from grpo_lightning.diagnostics.update import Update, gradient_norm, micro_batch_evidence
 from grpo_lightning.distributed import processes
 from grpo_lightning.errors import CheckpointError, ConfigurationError
-from grpo_lightning.functional import Aggregation, PolicyLoss, clipped_surrogate, kl_k3, token_weights
+from grpo_lightning.functional import Aggregation, clipped_surrogate, kl_k3, token_weights
+from grpo_lightning.functional.lr_schedule import LRSchedule, lr_factor
 from grpo_lightning.loading import Dtype, adapter_settings, load_policy
 from grpo_lightning.metrics import EpochStatistics, RatioStats
 from grpo_lightning.policy import Policy
@@ -31,21 +41,7 @@ from grpo_lightning.redact import redact, redact_hyperparameters
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.task_batch import TaskBatch
 from grpo_lightning.rollout.types import Predictions
-
-
-@dataclass(frozen=True)
-class Update:
-    """What an optimizer step sees, of all processes together.
-
-    Attributes:
-        evidence: Its sampled tokens.
-        ratio: Statistics of the ratio before clipping: mean, std, min, max, count.
-        input_tokens: Tokens that went through the model for it.
-    """
-
-    evidence: MicroBatchEvidence
-    ratio: dict[str, float]
-    input_tokens: int
+from grpo_lightning.trainer_check import epoch_updates
 
 
 class GRPOModule(LightningModule):
@@ -95,7 +91,7 @@ class GRPOModule(LightningModule):
         learning_rate: float = 1e-4,
         weight_decay: float = 0.0,
         warmup_updates: int = 0,
-        lr_schedule: Literal["constant", "linear", "cosine"] = "constant",
+        lr_schedule: LRSchedule = "constant",
         clip_low: float = 0.2,
         clip_high: float = 0.2,
         kl_coef: float = 0.0,
@@ -120,6 +116,7 @@ class GRPOModule(LightningModule):
         self.save_hyperparameters()
         self.model_name = model
         self.policy: Policy
+        self._start_record: StartRecord = {}
         # Checkpoints hold what is trained alone; its key set is checked exactly in on_load_checkpoint.
         self.strict_loading = False
         self.policy_version = 0
@@ -153,7 +150,7 @@ class GRPOModule(LightningModule):
                 gradient_checkpointing=h["gradient_checkpointing"],
             )
             self.policy.check_head()
-            self._start = start_record(self.policy)
+            self._start_record = start_record(self.policy)
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks without which a run would be unsafe or mute, where the Trainer has none of their kind."""
@@ -176,30 +173,21 @@ class GRPOModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _lr_factor(self) -> Callable[[int], float]:
-        warmup, schedule = int(self.hparams["warmup_updates"]), str(self.hparams["lr_schedule"])
+        schedule = self.hparams["lr_schedule"]
         planned = self._planned_updates() if schedule != "constant" else 0
-
-        def factor(update: int) -> float:
-            if update < warmup:
-                return update / warmup
-            if schedule == "constant":
-                return 1.0
-            progress = min(1.0, (update - warmup) / max(1, planned - warmup))
-            return 1.0 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-
-        return factor
+        return partial(lr_factor, warmup=self.hparams["warmup_updates"], planned=planned, schedule=schedule)
 
     def _planned_updates(self) -> int:
         """Optimizer steps of the whole run, by arithmetic: Lightning's estimate would build the train loader."""
-        trainer = self.trainer
-        if trainer.max_steps > 0:
-            return trainer.max_steps
-        data = self._data()
-        if trainer.max_epochs is None or trainer.max_epochs < 0 or data is None:
+        trainer, data = self.trainer, self._data()
+        ends = [trainer.max_steps] if trainer.max_steps > 0 else []
+        if trainer.max_epochs is not None and trainer.max_epochs > 0 and data is not None:
+            ends.append(trainer.max_epochs * epoch_updates(trainer, data.updates_per_epoch))
+        if not ends:
             raise ConfigurationError(
                 f"lr_schedule={self.hparams['lr_schedule']!r} needs a planned end: set Trainer(max_epochs=...)"
             )
-        return trainer.max_epochs * data.updates_per_epoch
+        return min(ends)
 
     def setup(self, stage: str) -> None:
         """Forget a fit that ended in an exception, and write checkpoints that are whole or absent."""
@@ -207,6 +195,9 @@ class GRPOModule(LightningModule):
         strategy = self.trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = DurableCheckpointIO()
+        elif isinstance(strategy.checkpoint_io, _WrappingCheckpointIO):
+            name = type(strategy.checkpoint_io).__name__
+            rank_zero_warn(f"{name} writes through Lightning: a checkpoint may be left incomplete by a power cut.")
 
     def on_fit_start(self) -> None:
         """From here on rollouts may be made."""
@@ -224,25 +215,26 @@ class GRPOModule(LightningModule):
         """Count a change of the weights. Whoever writes to them outside the optimizer must call this."""
         self.policy_version += 1
 
+    def on_train_start(self) -> None:
+        """Where an epoch goes on in its middle, no other hook of Lightning sets a scheduled accumulation."""
+        data = self._data()
+        if data is not None:
+            self.trainer.accumulate_grad_batches = data.layout().micro_batches
+
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's counters.
+        """Start the epoch's counters."""
+        self._statistics.reset()
+
+    def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
+        """Start the update's evidence on its first micro-batch.
 
         Raises:
             ConfigurationError: If ``accumulate_grad_batches`` is not what the rollout was cut for.
         """
+        self._batch_begin = time.perf_counter()
         data = self._data()
         if data is not None and data.rollout is not None:
-            expected = data.updates_per_epoch * self.trainer.accumulate_grad_batches
-            if len(data.rollout.batches) != expected:
-                raise ConfigurationError(
-                    f"expected {expected} micro-batches, but the rollout was cut into {len(data.rollout.batches)}: "
-                    "accumulate_grad_batches changed meanwhile. Use GradientAccumulationScheduler to change it"
-                )
-        self._statistics.reset()
-
-    def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
-        """Start the update's evidence on its first micro-batch."""
-        self._batch_begin = time.perf_counter()
+            data.rollout.layout.check_accumulation(self.trainer.accumulate_grad_batches)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._evidence, self._input_tokens, self._update = [], 0, None
 
@@ -265,7 +257,8 @@ class GRPOModule(LightningModule):
             kl = kl_k3(logprobs, reference)
             loss = loss + self.hparams["kl_coef"] * (batch.loss_weight * kl).sum()
             reference_kl = kl.detach()
-        self._evidence.append(_evidence(batch, logprobs, surrogate, entropy, reference_kl, self.policy_version))
+        evidence = micro_batch_evidence(batch, logprobs, surrogate, entropy, reference_kl, self.policy_version)
+        self._evidence.append(evidence)
         self._input_tokens += batch.num_tokens
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
@@ -280,7 +273,12 @@ class GRPOModule(LightningModule):
             evidence = MicroBatchEvidence.join(parts)
             stats = RatioStats(sync_on_compute=False)
             stats.update(evidence.log_ratio)
-            self._update = Update(evidence, {n: float(v) for n, v in stats.compute().items()}, sum(tokens))
+            self._update = Update(
+                evidence=evidence,
+                ratio={name: float(value) for name, value in stats.compute().items()},
+                input_tokens=sum(tokens),
+                grad_norm=gradient_norm(p.grad for p in self.policy.parameters() if p.grad is not None),
+            )
         return self._update
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -297,9 +295,7 @@ class GRPOModule(LightningModule):
                 "log-ratios are not"
             )
         self._statistics.add_update(update.evidence, update.input_tokens)
-        grads = [p.grad.norm() for p in self.policy.trainable_parameters().values() if p.grad is not None]
-        norm = torch.stack(grads).norm() if grads else torch.zeros(())
-        self.log("policy/grad_norm", norm, on_step=True, on_epoch=False)
+        self.log("policy/grad_norm", update.grad_norm, on_step=True, on_epoch=False)
         self.log_dict({f"ppo/ratio_{name}": v for name, v in update.ratio.items()}, on_step=True, on_epoch=False)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -352,8 +348,9 @@ class GRPOModule(LightningModule):
         checkpoint[STATE_KEY] = {
             "policy_version": self.policy_version,
             "statistics": self._statistics.state_dict(),
-            "start": self._start,
+            "start": self._start_record,
         }
+        drop_partial_update(checkpoint, self.trainer.accumulate_grad_batches)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the version, after checking that the checkpoint holds exactly the weights that are trained here.
@@ -364,7 +361,7 @@ class GRPOModule(LightningModule):
         state = checkpoint.get(STATE_KEY)
         if state is None:
             raise CheckpointError("expected a checkpoint of a GRPOModule, but this one was saved by something else")
-        check_start(state["start"], self._start, self.model_name, self.hparams["adapter"])
+        check_start(state["start"], self._start_record, self.model_name, self.hparams["adapter"])
         trainable = self._trainable_keys()
         expected = {name: tensor for name, tensor in self.state_dict().items() if name in trainable}
         check_weights(checkpoint["state_dict"], expected)
@@ -379,29 +376,3 @@ class GRPOModule(LightningModule):
 
     def _trainable_keys(self) -> set[str]:
         return {f"policy.model.{name}" for name in self.policy.trainable_parameters()}
-
-
-def _evidence(
-    batch: PackedBatch, logprobs: Tensor, loss: PolicyLoss, entropy: Tensor, reference_kl: Tensor, version: int
-) -> MicroBatchEvidence:
-    real = (batch.loss_weight > 0).cpu()
-    count = int(real.sum())
-
-    def keep(values: Tensor) -> Tensor:
-        return values.detach().cpu()[real]
-
-    return MicroBatchEvidence(
-        batch_index=torch.full((count,), batch.index),
-        token_index=torch.arange(len(real))[real],
-        sequence=keep(batch.sequence_index),
-        first_of_rollout=torch.full((count,), batch.first_of_rollout),
-        logprobs=keep(logprobs).double(),
-        log_ratio=keep(loss.log_ratio).double(),
-        stored=torch.full((count,), torch.nan, dtype=torch.float64),
-        weighted_advantage=keep(batch.loss_weight * batch.advantages).double(),
-        updates_since_sampling=version - keep(batch.policy_version),
-        clipped_low=keep(loss.clipped_low),
-        clipped_high=keep(loss.clipped_high),
-        entropy=keep(entropy).double(),
-        reference_kl=keep(reference_kl).double(),
-    )

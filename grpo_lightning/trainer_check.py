@@ -34,6 +34,11 @@ def check_trainer(trainer: Any, stage: str, updates_per_epoch: int) -> None:
             "expected another precision than '16-mixed': its gradient scaler skips steps on overflow, which the "
             "policy's version and the detectors would take for updates. Use 'bf16-mixed' or '32-true'"
         )
+    if isinstance(trainer.strategy, SingleDeviceStrategy) and trainer.strategy.root_device.type == "mps":
+        raise ConfigurationError(
+            "expected another device than 'mps', which has no float64 for the detectors' statistics; set "
+            "Trainer(accelerator='cpu')"
+        )
     if stage == "fit":
         _set_reload(trainer)
         _check_limit(trainer, updates_per_epoch)
@@ -64,19 +69,31 @@ def _set_reload(trainer: Any) -> None:
         )
 
 
+def epoch_updates(trainer: Any, updates_per_epoch: int) -> int:
+    """Optimizer steps that the Trainer takes of an epoch's, under its limit on batches."""
+    micro_batches = trainer.accumulate_grad_batches
+    return -(-_kept(trainer, updates_per_epoch * micro_batches) // micro_batches)
+
+
+def _kept(trainer: Any, count: int) -> int:
+    """Micro-batches that the Trainer takes of an epoch's ``count``, as Lightning counts them."""
+    limit = trainer.limit_train_batches
+    kept: int = min(count, limit) if isinstance(limit, int) else int(count * limit)
+    return kept
+
+
 def _check_limit(trainer: Any, updates_per_epoch: int) -> None:
     """A cut inside an optimizer step would leave out part of its tokens: only a smoke test may do that."""
-    limit = trainer.limit_train_batches
-    micro_batches = trainer.accumulate_grad_batches
-    scheduled = any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)
-    if trainer.fast_dev_run or scheduled:
+    if trainer.fast_dev_run or trainer.limit_train_batches == 0:
         return
-    count = updates_per_epoch * micro_batches
-    kept = min(count, limit) if isinstance(limit, int) else int(count * limit)
-    if kept % micro_batches:
-        name = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"
-        raise ConfigurationError(
-            f"expected {name} to end with a whole optimizer step of {micro_batches} micro-batches, but {limit} leaves "
-            f"{kept} of the epoch's {count}; set a multiple of accumulate_grad_batches, for example "
-            f"{name}={max(1, kept // micro_batches) * micro_batches}"
-        )
+    scheduled = [c.scheduling.values() for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]
+    for micro_batches in sorted({m for values in scheduled for m in values} or {trainer.accumulate_grad_batches}):
+        count = updates_per_epoch * micro_batches
+        kept = _kept(trainer, count)
+        if kept % micro_batches or kept == 0:
+            name = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"
+            raise ConfigurationError(
+                f"expected {name} to end with a whole optimizer step of {micro_batches} micro-batches, but "
+                f"{trainer.limit_train_batches} leaves {kept} of the epoch's {count}; set a multiple of "
+                f"accumulate_grad_batches, for example {name}={max(1, kept // micro_batches) * micro_batches}"
+            )

@@ -49,18 +49,22 @@ def test_a_full_disk(tmp_path, io, full_disk):
     assert only(full_disk) == {"a.ckpt"}
 
 
-def test_what_is_damaged_while_writing_is_not_published(tmp_path, io, monkeypatch):
+@pytest.mark.parametrize("truncated", [False, True])
+def test_what_is_damaged_while_writing_is_not_published(tmp_path, io, monkeypatch, truncated):
     path = tmp_path / "a.ckpt"
     io.save_checkpoint(OLD, path)
     save = torch.save
 
     def damaged(content, file):
         save(content, file)
-        file.seek(2000)
-        file.write(b"damage")
+        if truncated:
+            file.truncate(file.tell() // 2)
+        else:
+            file.seek(2000)
+            file.write(b"damage")
 
     monkeypatch.setattr(torch, "save", damaged)
-    with pytest.raises(WriteError, match="cannot be read back"):
+    with pytest.raises(WriteError, match=r"could not write .*a\.ckpt"):
         io.save_checkpoint(NEW, path)
     assert torch.equal(io.load_checkpoint(path)["value"], OLD["value"])
 

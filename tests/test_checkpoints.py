@@ -8,7 +8,7 @@ import pytest
 import torch
 from fakes import FakeEngine
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from runs import MODEL, RecordingEngine, data, length, trainer
 
@@ -33,13 +33,15 @@ class Losses(Callback):
         self.epochs.append({n: v for n, v in pl_module.epoch_metrics().items() if not n.startswith(timed)})
 
 
-def run(folder, model, *, engine=None, checkpoint=None, ckpt_path=None, module=None, rollout=None, **settings):
+def run(
+    folder, model, *, engine=None, checkpoint=None, ckpt_path=None, module=None, rollout=None, extra=(), **settings
+):
     """Three epochs of two updates in two micro-batches; returns the module and what was noted."""
     torch.manual_seed(0)
     notes = Losses()
     # Dropout and the fake engine make trainer and engine disagree.
     detector = RatioDegeneracyDetector(max_mismatch=100, action="warn")
-    callbacks = [notes, detector, *([checkpoint] if checkpoint else [])]
+    callbacks = [notes, detector, *extra, *([checkpoint] if checkpoint else [])]
     fit = trainer(
         folder,
         **{"max_epochs": 3, "accumulate_grad_batches": 2, "enable_checkpointing": checkpoint is not None, **settings},
@@ -141,6 +143,44 @@ class TestResumeBitForBit:
         assert notes.batches == expected.batches[8:]
         assert_equal_weights(whole, resumed)
 
+    @pytest.mark.parametrize("batches", [1, 3])
+    def test_from_the_middle_of_an_optimizer_step(self, tmp_path, tiny_model, batches):
+        """Its gradients are lost, so the resumed run computes the step's micro-batches again."""
+
+        class Save(Callback):
+            def on_train_batch_end(self, trainer, *args):
+                if trainer.fit_loop.total_batch_idx + 1 == 4 + batches:
+                    trainer.save_checkpoint(tmp_path / "half.ckpt")
+
+        whole, expected = run(tmp_path, tiny_model, extra=[Save()])
+        resumed, notes = run(tmp_path, tiny_model, ckpt_path=tmp_path / "half.ckpt")
+        assert notes.batches == expected.batches[4 + batches - 1 :]
+        assert notes.epochs == expected.epochs[1:]
+        assert_equal_weights(whole, resumed)
+
+    def test_a_resumed_run_writes_checkpoints_that_resume(self, tmp_path, tiny_model):
+        def keep():
+            return ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1, save_last=True)
+
+        whole, expected = run(tmp_path, tiny_model, checkpoint=keep())
+        for step in (1, 2, 3):
+            run(tmp_path, tiny_model, checkpoint=keep(), ckpt_path=tmp_path / f"step={step}.ckpt", max_epochs=2)
+            resumed, notes = run(tmp_path, tiny_model, ckpt_path=tmp_path / "step=4.ckpt")
+            assert notes.batches == expected.batches[8:]
+            assert_equal_weights(whole, resumed)
+
+    def test_an_accumulation_schedule_in_the_middle_of_an_epoch(self, tmp_path, tiny_model):
+        def scheduled(**settings):
+            keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
+            schedule = GradientAccumulationScheduler({0: 1, 1: 2})
+            return run(tmp_path, tiny_model, checkpoint=keep, extra=[schedule], accumulate_grad_batches=1, **settings)
+
+        whole, expected = scheduled()
+        resumed, notes = scheduled(ckpt_path=tmp_path / "step=3.ckpt")
+        assert notes.batches == expected.batches[4:]
+        assert resumed.policy_version == whole.policy_version == 6
+        assert_equal_weights(whole, resumed)
+
 
 class TestContent:
     def test_weights_only_loading_and_what_is_in_it(self, tmp_path, tiny_model):
@@ -177,9 +217,10 @@ class TestContent:
         run(tmp_path, tiny_model, ckpt_path=tmp_path / "epoch=0.ckpt", rollout={"rewards": noisy})
         assert [sorted(d) for d in zip(*draws, strict=True)] == expected
 
-    def test_loading_for_inference(self, tmp_path, tiny_model):
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+    def test_loading_for_inference(self, tmp_path, tiny_model, precision):
         keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
-        trained, _ = run(tmp_path, tiny_model, checkpoint=keep)
+        trained, _ = run(tmp_path, tiny_model, checkpoint=keep, precision=precision)
         loaded = GRPOModule.load_from_checkpoint(tmp_path / "epoch=2.ckpt")
         assert_equal_weights(trained, loaded)
         assert loaded.policy_version == trained.policy_version == 6
@@ -215,19 +256,10 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match="samples of task .* in its place"):
             trainer(tmp_path, accumulate_grad_batches=2).fit(policy, other, ckpt_path=middle)
 
-    def test_the_middle_of_an_optimizer_step(self, tmp_path, tiny_model):
-        class Save(Callback):
-            def on_train_batch_end(self, trainer, *args):
-                if trainer.fit_loop.batch_idx == 2:
-                    trainer.save_checkpoint(tmp_path / "half.ckpt")
-
-        torch.manual_seed(0)
-        settings = {"accumulate_grad_batches": 2, "max_epochs": 1}
-        trainer(tmp_path, callbacks=[Save()], **settings).fit(
-            GRPOModule(tiny_model, **MODEL), data(FakeEngine(), updates_per_rollout=2)
-        )
-        with pytest.raises(CheckpointError, match="after 3 micro-batches.*in the middle of an optimizer step of 2"):
-            run(tmp_path, tiny_model, engine=FakeEngine(), ckpt_path=tmp_path / "half.ckpt")
+    @pytest.mark.parametrize("change", [{"temperature": 1.5}, {"bad_words": ["a"]}])
+    def test_other_sampling_in_an_unfinished_epoch(self, tmp_path, tiny_model, middle, change):
+        with pytest.raises(CheckpointError, match="was sampled at temperature 1 with 0 banned.*Resume with the same"):
+            run(tmp_path, tiny_model, engine=FakeEngine(), ckpt_path=middle, rollout=change)
 
     def test_before_the_epoch_began(self, tmp_path, tiny_model):
         """Lightning would skip the epoch."""
@@ -252,7 +284,7 @@ class TestRefusals:
 
         other = AutoModelForCausalLM.from_pretrained(tiny_model)
         with torch.no_grad():
-            other.get_input_embeddings().weight.mul_(1.1)
+            other.model.layers[1].mlp.up_proj.weight.mul_(1.1)
         other.save_pretrained(tmp_path / "other")
         AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "other")
         with pytest.raises(CheckpointError, match="another base model than .*other: its weights differ"):

@@ -4,14 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 from fakes import FakeEngine
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from runs import MODEL, data, trainer
 
 from grpo_lightning import GRPOModule
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.trainer_check import check_trainer
+from grpo_lightning.trainer_check import check_trainer, epoch_updates
 
 
 def settings(**changes):
@@ -44,7 +43,16 @@ class Renamed:
             {"limit_train_batches": 5, "accumulate_grad_batches": 3},
             "limit_train_batches to end with a whole optimizer step of 3.* leaves 5 of the epoch's 12.*batches=3",
         ),
-        ({"limit_train_batches": 0.5, "accumulate_grad_batches": 5}, "leaves 10 of|leaves"),
+        (
+            {"limit_train_batches": 0.4, "accumulate_grad_batches": 3},
+            "0.4 leaves 4 of the epoch's 12; .*limit_train_batches=3",
+        ),
+        ({"limit_train_batches": 0.1}, "0.1 leaves 0 of the epoch's 4"),
+        (
+            {"limit_train_batches": 6, "callbacks": [GradientAccumulationScheduler({0: 1, 2: 4})]},
+            "whole optimizer step of 4 micro-batches, but 6 leaves 6 of the epoch's 16",
+        ),
+        ({"strategy": SingleDeviceStrategy("mps")}, "'mps', which has no float64.*accelerator='cpu'"),
         (
             {"limit_train_batches": 1, "overfit_batches": 1, "accumulate_grad_batches": 2},
             "overfit_batches to end with a whole optimizer step.*overfit_batches=2",
@@ -52,19 +60,8 @@ class Renamed:
     ],
 )
 def test_refused(changes, message):
-    if changes.get("limit_train_batches") == 0.5:
-        # Ten of twenty micro-batches are two whole steps.
-        check_trainer(settings(**changes), "fit", 4)
-        changes = {**changes, "accumulate_grad_batches": 3}
-        check_trainer(settings(**changes), "fit", 4)
-        changes = {**changes, "limit_train_batches": 0.4}
     with pytest.raises(ConfigurationError, match=message):
         check_trainer(settings(**changes), "fit", 4)
-
-
-def test_fsdp_on_cpu_is_refused_by_lightning_itself():
-    with pytest.raises(ValueError, match="fsdp"):
-        Trainer(accelerator="cpu", strategy="fsdp")
 
 
 @pytest.mark.parametrize(
@@ -74,12 +71,19 @@ def test_fsdp_on_cpu_is_refused_by_lightning_itself():
         {"strategy": DDPStrategy()},
         {"precision": "bf16-mixed"},
         {"limit_train_batches": 6, "accumulate_grad_batches": 3},
+        {"limit_train_batches": 0.5, "accumulate_grad_batches": 5},
         {"limit_train_batches": 1, "accumulate_grad_batches": 3, "fast_dev_run": 1},
         {"limit_train_batches": 0, "accumulate_grad_batches": 3},
     ],
 )
 def test_accepted(changes):
     check_trainer(settings(**changes), "fit", 4)
+
+
+def test_planned_updates_under_a_limit():
+    assert epoch_updates(settings(accumulate_grad_batches=3), 4) == 4
+    assert epoch_updates(settings(accumulate_grad_batches=3, limit_train_batches=0.5), 4) == 2
+    assert epoch_updates(settings(accumulate_grad_batches=3, limit_train_batches=3), 4) == 1
 
 
 def test_a_bare_trainers_reload_is_set():
@@ -106,7 +110,10 @@ def test_changing_accumulation_by_hand_is_refused(tmp_path, tiny_model):
         def on_train_epoch_start(self, trainer, pl_module):
             trainer.accumulate_grad_batches = 2
 
-    with pytest.raises(ConfigurationError, match="expected 2 micro-batches.*Use GradientAccumulationScheduler"):
+    with pytest.raises(
+        ConfigurationError,
+        match="expected 1 micro-batches per optimizer step.*is 2 by now. Use GradientAccumulationScheduler",
+    ):
         trainer(tmp_path, callbacks=[Change()]).fit(GRPOModule(tiny_model, **MODEL), data(FakeEngine()))
 
 

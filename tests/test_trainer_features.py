@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.profilers import SimpleProfiler
 from runs import MODEL, Gradients, RecordingEngine, data, trainer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from grpo_lightning import GRPOModule
 from grpo_lightning.callbacks import RatioDegeneracyDetector
@@ -74,10 +75,18 @@ def test_precision(tmp_path, tiny_model, precision):
     assert any(not torch.equal(p, p.bfloat16().float()) for p in moved)
 
 
-def test_gradient_checkpointing(tmp_path, tiny_model):
-    gradients = []
+def test_gradient_checkpointing(tmp_path, tiny_model, monkeypatch):
+    gradients, forwards = [], []
+    forward = LlamaDecoderLayer.forward
+
+    def counted(self, *args, **kwargs):
+        forwards[-1] += 1
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", counted)
     for checkpointing in (False, True):
         torch.manual_seed(0)
+        forwards.append(0)
         collected = Gradients()
         run(
             tmp_path, tiny_model, module={"gradient_checkpointing": checkpointing, "kl_coef": 0.1},
@@ -85,6 +94,7 @@ def test_gradient_checkpointing(tmp_path, tiny_model):
         )  # fmt: skip
         gradients.append(torch.stack(collected.steps))
     assert float(gradients[0].abs().max()) > 0
+    assert forwards[1] > forwards[0]
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-6 * float(gradients[0].abs().max()))
 
 

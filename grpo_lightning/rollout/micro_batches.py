@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from grpo_lightning.errors import RolloutError
+from grpo_lightning.errors import ConfigurationError, RolloutError
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.packing import TokenWeights, filler_row, pack, split_rows, usable_rows
 from grpo_lightning.rollout.types import Group, SamplingSettings
@@ -25,6 +25,14 @@ class Layout:
     micro_batches: int
     processes: int
     passes: int
+
+    def check_accumulation(self, micro_batches: int) -> None:
+        """Refuse another number of micro-batches per optimizer step than the rollout was cut for."""
+        if micro_batches != self.micro_batches:
+            raise ConfigurationError(
+                f"expected {self.micro_batches} micro-batches per optimizer step, which the rollout was cut for, but "
+                f"accumulate_grad_batches is {micro_batches} by now. Use GradientAccumulationScheduler to change it"
+            )
 
 
 def cut(

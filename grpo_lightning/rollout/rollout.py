@@ -37,6 +37,7 @@ class Rollout:
 
     Attributes:
         origin: Where it comes from.
+        layout: How it was cut.
         groups: What was sampled; empty in all processes but the first.
         batches: This process's micro-batches of the whole epoch, in training order.
         stored: The engine's logprobs of the micro-batches of all processes, by `PackedBatch.index`, kept apart from
@@ -44,6 +45,7 @@ class Rollout:
     """
 
     origin: Origin
+    layout: Layout
     groups: tuple[Group, ...]
     batches: tuple[PackedBatch, ...]
     stored: tuple[Tensor, ...]
@@ -77,6 +79,6 @@ def make_rollouts(
     parts = cut(groups, layout, token_weights, sampling)
     ledger = tuple(batch.old_logprobs.clone() for together in zip(*parts, strict=True) for batch in together)
     return [
-        Rollout(origin, tuple(groups) if rank == 0 else (), batches, ledger if rank == 0 else ())
+        Rollout(origin, layout, tuple(groups) if rank == 0 else (), batches, ledger if rank == 0 else ())
         for rank, batches in enumerate(parts)
     ]

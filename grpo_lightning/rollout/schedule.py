@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from grpo_lightning.distributed import processes
+from grpo_lightning.errors import CheckpointError
 from grpo_lightning.rng import rng_state, set_rng_state
-from grpo_lightning.rollout.micro_batches import Layout
 from grpo_lightning.rollout.rollout import Rollout
 from grpo_lightning.rollout.state import NOT_BEGUN, rollout_to_state
 
@@ -38,14 +40,13 @@ class RolloutSchedule:
         self.rollouts += 1
         self.tasks_drawn += len(rollout.origin.tasks)
 
-    def state_dict(self, fit_loop: Any, layout: Layout) -> dict[str, Any]:
+    def state_dict(self, fit_loop: Any) -> dict[str, Any]:
         """Counts, random generators of all processes, and the rollout if it is still needed.
 
         All processes must call it.
 
         Args:
             fit_loop: Lightning's, whose counts say, in whatever hook this runs, whether an epoch has begun or ended.
-            layout: How the rollout was cut.
         """
         state: dict[str, Any] = {
             "rollouts": self.rollouts,
@@ -57,7 +58,10 @@ class RolloutSchedule:
         if self.current is not None and self.current.origin.epoch == progress.processed:
             begun = progress.started > progress.processed
             position = fit_loop.epoch_loop.batch_progress.current.processed if begun else NOT_BEGUN
-            state["rollout"] = rollout_to_state(self.current, layout, position)
+            if begun:
+                # Back to the last optimizer step, as `drop_partial_update` does.
+                position -= position % self.current.layout.micro_batches
+            state["rollout"] = rollout_to_state(self.current, position)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -75,11 +79,24 @@ class RolloutSchedule:
 
         Args:
             epoch: Epoch that is about to be trained.
+
+        Raises:
+            CheckpointError: If the rollout belongs to another epoch.
         """
         state, self._restored = self._restored, None
         if state is None:
             return None
         if len(state["rng"]) == processes().count:
             set_rng_state(state["rng"][processes().rank])
+        else:
+            rank_zero_warn(
+                f"The checkpoint holds random generators of {len(state['rng'])} processes, but there are now "
+                f"{processes().count}: they start anew. The order of tasks and the samples' seeds do not need them."
+            )
         rollout: dict[str, Any] | None = state["rollout"]
-        return rollout if rollout is not None and rollout["epoch"] == epoch else None
+        if rollout is not None and rollout["epoch"] != epoch:
+            raise CheckpointError(
+                f"the checkpoint holds an unfinished rollout of epoch {rollout['epoch']}, but the Trainer is about to "
+                f"train epoch {epoch}: were Lightning's loops restored from the same checkpoint?"
+            )
+        return rollout

@@ -7,19 +7,18 @@ from typing import Any
 from grpo_lightning.errors import CheckpointError
 from grpo_lightning.rollout.micro_batches import Layout
 from grpo_lightning.rollout.rollout import Origin, Rollout
-from grpo_lightning.rollout.types import Action, Group, Sample, Task
+from grpo_lightning.rollout.types import Action, Group, Sample, SamplingSettings, Task
 from grpo_lightning.tasks import TaskSource
 
 NOT_BEGUN = -1
 """Position in a rollout whose epoch has not begun."""
 
 
-def rollout_to_state(rollout: Rollout, layout: Layout, position: int) -> dict[str, Any]:
+def rollout_to_state(rollout: Rollout, position: int) -> dict[str, Any]:
     """What is needed to train on it to the end.
 
     Args:
         rollout: As the first process sees it.
-        layout: How it was cut.
         position: Micro-batches of each process that were trained on, or `NOT_BEGUN`.
     """
     origin = rollout.origin
@@ -30,17 +29,22 @@ def rollout_to_state(rollout: Rollout, layout: Layout, position: int) -> dict[st
         "tasks": list(origin.tasks),
         "metrics": dict(origin.metrics),
         "groups": [_group_to_state(group) for group in rollout.groups],
-        "layout": asdict(layout),
+        "layout": asdict(rollout.layout),
+        "temperature": rollout.batches[0].temperature,
+        "banned_token_ids": list(rollout.batches[0].banned_token_ids),
         "position": position,
     }
 
 
-def rollout_from_state(state: Mapping[str, Any], layout: Layout, source: TaskSource) -> tuple[Origin, list[Group], int]:
+def rollout_from_state(
+    state: Mapping[str, Any], layout: Layout, sampling: SamplingSettings, source: TaskSource
+) -> tuple[Origin, list[Group], int]:
     """Origin, groups and position again.
 
     Args:
         state: Result of `rollout_to_state`.
         layout: How the resumed run cuts its rollouts.
+        sampling: How it samples them.
         source: The tasks.
 
     Raises:
@@ -57,11 +61,12 @@ def rollout_from_state(state: Mapping[str, Any], layout: Layout, source: TaskSou
             "the checkpoint was saved before its epoch began, where Lightning would skip that epoch. Resume from one "
             "that was saved after an optimizer step or at an epoch's end"
         )
-    if state["position"] % layout.micro_batches:
+    if (state["temperature"], tuple(state["banned_token_ids"])) != (sampling.temperature, sampling.banned_token_ids):
         raise CheckpointError(
-            f"the checkpoint was saved after {state['position']} micro-batches of an epoch, in the middle of an "
-            f"optimizer step of {layout.micro_batches}; its gradients are lost. Resume from another one "
-            "(ModelCheckpoint saves between steps)"
+            f"the checkpoint's unfinished rollout was sampled at temperature {state['temperature']:g} with "
+            f"{len(state['banned_token_ids'])} banned tokens, but now there are {sampling.temperature:g} and "
+            f"{len(sampling.banned_token_ids)}: its ratios would mean nothing. Resume with the same temperature and "
+            "bad_words, or from an epoch's end"
         )
     if any(index >= len(source) for index in state["tasks"]):
         raise CheckpointError(f"the checkpoint's rollout is of more tasks than the {len(source)} there are now")
