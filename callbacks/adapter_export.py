@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from grpo_lightning.adapters import save_adapter
 from grpo_lightning.callbacks.run_directory import run_directory
+from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.module import GRPOModule
 
 
@@ -24,7 +25,16 @@ class AdapterExport(Callback):
         self._saved: list[Path] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start a new run's list; what earlier runs saved is theirs. Have all ranks agree on the run's folder."""
+        """Start a new run's list; what earlier runs saved is theirs. Have all ranks agree on the run's folder.
+
+        Raises:
+            ConfigurationError: If there is no adapter to save.
+        """
+        if pl_module.hparams.get("full_finetuning"):
+            raise ConfigurationError(
+                "expected an adapter to export, but full_finetuning trains none; remove AdapterExport and export the "
+                "model from a checkpoint (grpo_lightning.export)"
+            )
         self._saved = []
         if stage == "fit":
             run_directory(trainer)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from grpo_lightning.adapters import save_adapter
+from grpo_lightning.rollout.engine import FullWeightsEngine
 from grpo_lightning.rollout.types import AdapterRef
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ _TMPFS = Path("/dev/shm")
 
 class LoRAWeightSync(Callback):
     """Publishes the policy's adapter: written once as float32, loaded once, under a name that is never reused.
+
+    With full fine-tuning there is no adapter: the engine gets all weights, in memory.
 
     The data module calls `publish` before it generates, and only if the engine is behind; no Lightning hook comes
     at the right time for training, validation and resuming alike.
@@ -40,6 +43,10 @@ class LoRAWeightSync(Callback):
     def publish(self, module: "GRPOModule", engine: "RolloutEngine") -> None:
         """Write the adapter as it is now and have the engine load it. The previous one is deleted afterwards."""
         version = module.policy_version
+        if not module.policy.has_adapter:
+            assert isinstance(engine, FullWeightsEngine), "checked before the engine starts"
+            engine.load_weights({n: p.detach() for n, p in module.policy.trainable_parameters().items()}, version)
+            return
         number = next(self._ids)
         name = f"{self._run}-v{version}-{number}"
         previous = list(self._root().iterdir())

@@ -39,6 +39,8 @@ MIN_STD = 1e-4
 _BASE_TOKENS = 512
 """Input tokens of the base-model forward that shows which adapter the engine serves; once a rollout."""
 
+_NO_BASE = "All weights are trained: there is no base model beside the policy to tell it from."
+
 
 class RatioDegeneracyDetector(Callback):
     """Halts training, before the update is applied, when the update cannot mean anything.
@@ -116,10 +118,13 @@ class RatioDegeneracyDetector(Callback):
         module = _grpo(pl_module)
         self._expected_drift = 0.0
         self._base = None
-        if module.policy_version > 0 and processes().first:
+        policy = module.policy
+        # A fresh adapter still is the base model.
+        differs = policy.has_adapter and (module.policy_version > 0 or policy.start_digest is not None)
+        if differs and processes().first:
             # The loss runs under the Trainer's precision; what it is compared with must too.
-            with trainer.precision_plugin.train_step_context(), module.policy.reference():
-                logprobs, _ = module.policy.token_logprobs(batch.first_rows(_BASE_TOKENS))
+            with trainer.precision_plugin.train_step_context(), policy.base():
+                logprobs, _ = policy.token_logprobs(batch.first_rows(_BASE_TOKENS))
             kept = batch.loss_weight[: len(logprobs)] > 0
             self._base = logprobs[kept].double().cpu()
 
@@ -141,9 +146,9 @@ class RatioDegeneracyDetector(Callback):
             name: (p, p.grad.detach()) for name, p in module.policy.trainable_parameters().items() if p.grad is not None
         }
         self._grad_norm = sum(float(grad.double().square().sum()) for _, grad in gradients.values()) ** 0.5
-        evidence = update.evidence
+        evidence, has_adapter = update.evidence, module.policy.has_adapter
         # The first process has the ledger; all halt together.
-        self.verdicts = processes().from_first(lambda: self._judge(_with_ledger(evidence, trainer), stats))
+        self.verdicts = processes().from_first(lambda: self._judge(_with_ledger(evidence, trainer), stats, has_adapter))
         self._conclude(self.verdicts)
         # What the step is about to do: gradient and parameters, to compare with after it.
         # Schedulers step before the hook that follows the step.
@@ -151,7 +156,7 @@ class RatioDegeneracyDetector(Callback):
         self._weight_sum = float(evidence.weighted_advantage.abs().sum())
         self._before = {name: (p.detach().clone(), grad.clone()) for name, (p, grad) in gradients.items()}
 
-    def _judge(self, evidence: MicroBatchEvidence, stats: Mapping[str, float]) -> list[Verdict]:
+    def _judge(self, evidence: MicroBatchEvidence, stats: Mapping[str, float], has_adapter: bool) -> list[Verdict]:
         k = int(evidence.updates_since_sampling.max()) if len(evidence) else 0
         verdicts = [check_finite(evidence), check_gradient(self._grad_norm), check_stored(evidence)]
         if not self._bitwise:
@@ -160,6 +165,8 @@ class RatioDegeneracyDetector(Callback):
         if self._base is not None:
             verdicts.append(check_served_adapter(evidence, self._base, self._first_mismatch))
             self._base = None
+        elif not has_adapter:
+            verdicts.append(Verdict("served adapter", Status.NO_POWER, _NO_BASE))
         verdicts.append(check_mismatch(evidence, self._first_mismatch, self._max_mismatch))
         if self._first_mismatch is None and not any(v.status is Status.FAIL for v in verdicts):
             self._first_mismatch = mismatch_rms(evidence)

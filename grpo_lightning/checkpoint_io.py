@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from grpo_lightning.errors import CheckpointError, WriteError
+from grpo_lightning.errors import CheckpointError
+from grpo_lightning.staging import sync_to_disk, write_error
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -79,22 +79,3 @@ def _verify(path: Path) -> None:
         broken = archive.testzip()
     if broken is not None:
         raise OSError(f"what was written cannot be read back ({broken})")
-
-
-def write_error(target: Path, error: Exception) -> WriteError:
-    """The error of a failed write, with the space that was left."""
-    folder = next(p for p in (target, *target.parents) if p.is_dir())
-    free = shutil.disk_usage(folder).free
-    return WriteError(
-        f"could not write {target}: {error}. {free / 2**20:.0f} MiB are free there. Nothing partial was left and "
-        "what was there before is untouched: make space, or write elsewhere, and resume"
-    )
-
-
-def sync_to_disk(path: Path) -> None:
-    """Have the operating system write a file or a directory's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

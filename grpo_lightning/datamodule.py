@@ -12,6 +12,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from grpo_lightning.distributed import processes
 from grpo_lightning.errors import ConfigurationError, StaleRolloutError
+from grpo_lightning.loading import require_full_finetuning
+from grpo_lightning.model_source import require_context, require_model
 from grpo_lightning.rewards.scorer import Scorer
 from grpo_lightning.rng import rng_state, set_rng_state
 from grpo_lightning.rollout.batch import PackedBatch
@@ -22,7 +24,7 @@ from grpo_lightning.rollout.loader import BatchLoader
 from grpo_lightning.rollout.metrics import rollout_metrics
 from grpo_lightning.rollout.micro_batches import Layout
 from grpo_lightning.rollout.progress import rollout_bar
-from grpo_lightning.rollout.prompts import PromptEncoder
+from grpo_lightning.rollout.prompts import PromptEncoder, PromptSettings
 from grpo_lightning.rollout.rollout import Origin, Rollout, make_rollouts
 from grpo_lightning.rollout.state import NOT_BEGUN, rollout_from_state, rollout_to_state
 from grpo_lightning.rollout.types import Group, SamplingSettings, Task
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 # Without held-out tasks there is nothing to validate, which is no reason for a warning.
 warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+
+
+_BEFORE_SETUP = "setup() runs before any generation"
 
 
 class EvaluationBatch:
@@ -74,7 +79,14 @@ class RolloutDataModule(LightningDataModule):
         inner_epochs: Passes over each rollout.
         max_tokens: Longest completion, in tokens.
         max_prompt_tokens: Longest prompt, in tokens; a longer one is refused.
+        system_prompt: A system message to put first where a task has none; a task's own wins.
+        chat_template: File with a Jinja chat template, for models without one or in place of theirs.
+        chat_template_args: Variables of the chat template, such as ``{"enable_thinking": false}``.
+        plain_prompts: Take the text of a task's single message as the prompt, without a chat template.
         temperature: Sampling temperature.
+        stop: Texts that end a completion; the one that did is part of it.
+        bad_words: Words of one token each, written as the tokenizer reads them (with a leading space or without), that
+            cannot be sampled. The trainer leaves them out of its softmax too, so the ratios stay right.
         reward_weights: Weight of each reward in the sum; 1 each by default.
         reward_timeout: Seconds that one reward call may take.
         reward_errors: ``"raise"`` stops when a reward raises or times out; ``"skip"`` drops the completion, counted.
@@ -102,7 +114,13 @@ class RolloutDataModule(LightningDataModule):
         inner_epochs: int = 1,
         max_tokens: int = 256,
         max_prompt_tokens: int = 1024,
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+        chat_template_args: dict[str, Any] | None = None,
+        plain_prompts: bool = False,
         temperature: float = 1.0,
+        stop: list[str] | None = None,
+        bad_words: list[str] | None = None,
         reward_weights: list[float] | None = None,
         reward_timeout: float = 30.0,
         reward_errors: Literal["raise", "skip"] = "raise",
@@ -160,7 +178,11 @@ class RolloutDataModule(LightningDataModule):
         self.inner_epochs = inner_epochs
         self.max_tokens = max_tokens
         self.max_prompt_tokens = max_prompt_tokens
+        self._prompts = PromptSettings(system_prompt, chat_template, chat_template_args or {}, plain_prompts)
         self.temperature = temperature
+        self._stop = _texts("stop", stop)
+        self._bad_words = _texts("bad_words", bad_words)
+        self._banned_token_ids: tuple[int, ...] = ()
         self.success_reward = success_reward
         self.val_batch_size = val_batch_size
         self.val_samples = val_samples
@@ -201,15 +223,21 @@ class RolloutDataModule(LightningDataModule):
         if module.policy_version == 0:
             self._rollouts = self._tasks_drawn = 0
         check_trainer(trainer, stage, self.updates_per_epoch)
+        if module.hparams["full_finetuning"]:
+            require_full_finetuning(self.engine, trainer.precision)
         self.scorer.check(self.tasks[0])
-        self._encoder = PromptEncoder(module.model_name, self.max_prompt_tokens)
-        self._encoder(self.tasks[0])
+        require_context(require_model(module.model_name), self.max_prompt_tokens, self.max_tokens)
+        self._encoder = PromptEncoder(module.model_name, self.max_prompt_tokens, self._prompts)
+        self._banned_token_ids = self._encoder.banned_token_ids(self._bad_words)
+        self._encoder.check(self.tasks)
+        if self.val_tasks is not None:
+            self._encoder.check(self.val_tasks)
         self._draw_tasks(0)
         if processes().first:
             self.engine.start(
                 EngineSpec(
                     model=module.model_name,
-                    lora_rank=int(module.hparams["lora_rank"]),
+                    lora_rank=module.adapter_rank,
                     max_length=self.max_prompt_tokens + self.max_tokens,
                     max_concurrency=max(
                         self.prompts_per_rollout * self.samples_per_prompt,
@@ -341,7 +369,7 @@ class RolloutDataModule(LightningDataModule):
             return 0
         layout = self._layout()
         origin, groups, position = rollout_from_state(state["rollout"], layout, self.tasks)
-        rollouts = make_rollouts(origin, groups, layout, module.token_weights, self.temperature)
+        rollouts = make_rollouts(origin, groups, layout, module.token_weights, self._sampling(self.temperature))
         self.rollout = rollouts[processes().rank]
         return position
 
@@ -370,7 +398,7 @@ class RolloutDataModule(LightningDataModule):
         metrics["throughput/rollout_tokens_per_second"] = metrics["tokens/sampled"] / seconds
         self._sync_seconds = 0.0
         origin = Origin(module.policy_version, self._rollouts, epoch, tuple(indices), metrics)
-        return make_rollouts(origin, groups, self._layout(), module.token_weights, self.temperature)
+        return make_rollouts(origin, groups, self._layout(), module.token_weights, self._sampling(self.temperature))
 
     def _draw_tasks(self, first: int) -> list[int]:
         """Indices of a rollout's tasks, after ``first`` tasks were drawn."""
@@ -415,20 +443,26 @@ class RolloutDataModule(LightningDataModule):
         self, title: str, tasks: Sequence[Task], *, samples: int, temperature: float, seed_key: str
     ) -> list[Group]:
         encoder = self._encoder
-        assert encoder is not None, "setup() runs before any generation"
+        assert encoder is not None, _BEFORE_SETUP
         with rollout_bar(title, len(tasks) * samples, self._trainer().progress_bar_callback) as on_sample:
             return self.engine.run(
                 collect(
                     self.engine,
                     [(task, encoder(task)) for task in tasks],
                     samples_per_task=samples,
-                    sampling=SamplingSettings(self.max_tokens, temperature, encoder.stop_token_ids),
+                    sampling=self._sampling(temperature),
                     scorer=self.scorer,
                     decode=encoder.decode,
                     seed_key=seed_key,
                     on_sample=on_sample,
                 )
             )
+
+    def _sampling(self, temperature: float) -> SamplingSettings:
+        assert self._encoder is not None, _BEFORE_SETUP
+        return SamplingSettings(
+            self.max_tokens, temperature, self._encoder.stop_token_ids, self._stop, self._banned_token_ids
+        )
 
     def _trainer(self) -> Any:
         if self.trainer is None:
@@ -449,6 +483,12 @@ class RolloutDataModule(LightningDataModule):
 def _count(number: int, noun: str) -> str:
     plural = "es" if noun.endswith("ch") else "s"
     return f"{number} {noun}{plural if number != 1 else ''}"
+
+
+def _texts(name: str, values: list[str] | str | None) -> tuple[str, ...]:
+    if isinstance(values, str) or not all(values or ()):
+        raise ConfigurationError(f"expected {name} to be a list of texts that are not empty, but got {values!r}")
+    return tuple(values or ())
 
 
 def _require_positive(**values: float) -> None:

@@ -3,10 +3,10 @@
 import argparse
 import importlib.util
 import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
+
+from grpo_lightning.staging import staged
 
 CACHE_ENV = "GRPO_LIGHTNING_CACHE"
 """Environment variable with the directory for prepared models."""
@@ -47,19 +47,14 @@ def prepare_model() -> Path:
     model.load_state_dict(loaded.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        model.to(torch.bfloat16).save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        try:
-            os.rename(staging, target)
-        except OSError:
-            # Another process finished first.
-            if not (target / "config.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with staged(target) as staging:
+            model.to(torch.bfloat16).save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+    except OSError:
+        # Another process may have finished first.
+        if not (target / "config.json").is_file():
+            raise
     return target
 
 

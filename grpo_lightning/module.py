@@ -15,21 +15,20 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from grpo_lightning.adapter_config import DEFAULT_ALPHA, DEFAULT_RANK, DEFAULT_TARGETS, largest_rank
 from grpo_lightning.attention import SHARED_PROMPT
+from grpo_lightning.checkpoint_check import STATE_KEY, check_start, check_weights, start_record
 from grpo_lightning.checkpoint_io import DurableCheckpointIO
 from grpo_lightning.datamodule import EvaluationBatch, RolloutDataModule
 from grpo_lightning.diagnostics import MicroBatchEvidence
 from grpo_lightning.distributed import processes
 from grpo_lightning.errors import CheckpointError, ConfigurationError
-from grpo_lightning.fingerprint import base_fingerprint
 from grpo_lightning.functional import Aggregation, PolicyLoss, clipped_surrogate, kl_k3, token_weights
+from grpo_lightning.loading import Dtype, adapter_settings, load_policy
 from grpo_lightning.metrics import EpochStatistics, RatioStats
-from grpo_lightning.policy import Dtype, Policy, load_policy
+from grpo_lightning.policy import Policy
 from grpo_lightning.redact import redact, redact_hyperparameters
 from grpo_lightning.rollout.batch import PackedBatch
-
-_STATE_KEY = "grpo_lightning"
-"""Where a checkpoint holds what is not weights, beside Lightning's own entries."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +47,33 @@ class Update:
 
 
 class GRPOModule(LightningModule):
-    """A causal language model with LoRA, trained by GRPO on the packed batches of `RolloutDataModule`.
+    """A causal language model, with LoRA or whole, trained by GRPO on the packed batches of `RolloutDataModule`.
 
     Optimization is automatic: ``gradient_clip_val``, ``accumulate_grad_batches`` and ``precision`` of the Trainer
     mean what they always do, and the loss does not depend on how an optimizer step is cut into micro-batches.
 
     Args:
         model: Directory or hub name of a Hugging Face causal language model.
+        adapter: Folder of an adapter in PEFT's format to continue. Rank, alpha and targets are then the folder's, and
+            ``kl_coef`` weighs the KL to the adapter as it was at the start.
+        full_finetuning: Train all weights instead of an adapter. Needs float32 weights and an engine that takes whole
+            models (`TransformersEngine`).
         dtype: Dtype of the base model's weights and computation; ``"auto"`` takes the checkpoint's. The adapter is
             float32 in any case.
         attn_implementation: ``"grpo_shared_prompt"`` computes each prompt once per group. ``"sdpa"`` and ``"eager"``
             give the same result with a dense mask; others compute each prompt once per sample.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
-        lora_rank: Rank of the adapter.
-        lora_alpha: Scale of the adapter times its rank.
+        lora_rank: Rank of a fresh adapter.
+        lora_alpha: Scale of a fresh adapter times its rank.
         lora_dropout: Dropout before the adapter. 0, because noise in the ratio hides what the detectors look for.
-        lora_targets: Layers with an adapter, by name, or ``"all-linear"``.
+        lora_targets: Layers that get a fresh adapter, by name, or ``"all-linear"``.
         learning_rate: Peak learning rate of AdamW. Adapters take about ten times that of full fine-tuning.
         weight_decay: Weight decay of AdamW.
         warmup_updates: Optimizer steps over which the learning rate rises linearly from 0.
         lr_schedule: What it does afterwards, until the planned end of training.
         clip_low: Lower clip of the ratio: it may fall to ``1 - clip_low``.
         clip_high: Upper clip of the ratio: it may rise to ``1 + clip_high``.
-        kl_coef: Weight of the k3 KL to the base model. 0 skips the reference's forward.
+        kl_coef: Weight of the k3 KL to the policy before training. 0 skips that forward.
         aggregation: ``"sequence"`` averages tokens within a sequence first (GRPO), ``"token"`` over all tokens (DAPO).
     """
 
@@ -78,13 +81,15 @@ class GRPOModule(LightningModule):
         self,
         model: str,
         *,
+        adapter: str | None = None,
+        full_finetuning: bool = False,
         dtype: Dtype = "auto",
         attn_implementation: str = SHARED_PROMPT,
         gradient_checkpointing: bool = False,
-        lora_rank: int = 16,
-        lora_alpha: float = 32.0,
+        lora_rank: int = DEFAULT_RANK,
+        lora_alpha: float = DEFAULT_ALPHA,
         lora_dropout: float = 0.0,
-        lora_targets: str | list[str] = "all-linear",
+        lora_targets: str | list[str] = DEFAULT_TARGETS,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.0,
         warmup_updates: int = 0,
@@ -100,10 +105,20 @@ class GRPOModule(LightningModule):
                 "expected learning_rate, kl_coef and warmup_updates >= 0, but got "
                 f"{learning_rate}, {kl_coef} and {warmup_updates}"
             )
+        settings = adapter_settings(
+            adapter=adapter,
+            full_finetuning=full_finetuning,
+            dtype=dtype,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_dropout=lora_dropout,
+            lora_targets=lora_targets,
+        )
+        self.adapter_rank = largest_rank(settings) if settings is not None else 0
         self.save_hyperparameters()
         self.model_name = model
         self.policy: Policy
-        # Checkpoints hold the adapter alone; its key set is checked exactly in on_load_checkpoint.
+        # Checkpoints hold what is trained alone; its key set is checked exactly in on_load_checkpoint.
         self.strict_loading = False
         self.policy_version = 0
         self.fitting = False
@@ -119,11 +134,14 @@ class GRPOModule(LightningModule):
         return AttributeDict(redact(dict(super().hparams_initial)))
 
     def configure_model(self) -> None:
-        """Load base model and adapter (once)."""
+        """Load the policy (once)."""
         if not hasattr(self, "policy"):
             h = self.hparams
             self.policy = load_policy(
                 h["model"],
+                adapter=h["adapter"],
+                full_finetuning=h["full_finetuning"],
+                hold_reference=h["kl_coef"] > 0,
                 dtype=h["dtype"],
                 attn_implementation=h["attn_implementation"],
                 lora_rank=h["lora_rank"],
@@ -133,6 +151,7 @@ class GRPOModule(LightningModule):
                 gradient_checkpointing=h["gradient_checkpointing"],
             )
             self.policy.check_head()
+            self._start = start_record(self.policy)
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks without which a run would be unsafe or mute, where the Trainer has none of their kind."""
@@ -143,7 +162,7 @@ class GRPOModule(LightningModule):
         return [kind() for kind in kinds if not any(isinstance(c, kind) for c in present)]
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the adapter, with the learning rate's schedule counted in optimizer steps."""
+        """AdamW over what is trained, with the learning rate's schedule counted in optimizer steps."""
         optimizer = AdamW(
             list(self.policy.trainable_parameters().values()),
             lr=self.hparams["learning_rate"],
@@ -318,45 +337,29 @@ class GRPOModule(LightningModule):
                 )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained, drop the frozen base and any secret; note version, epoch so far, and which base."""
+        """Keep what is trained, drop the frozen base and any secret; note the start, the version, the epoch so far."""
         redact_hyperparameters(checkpoint)
         trainable = self._trainable_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
-        checkpoint[_STATE_KEY] = {
+        checkpoint[STATE_KEY] = {
             "policy_version": self.policy_version,
             "statistics": self._statistics.state_dict(),
-            "base": base_fingerprint(self.policy.causal_lm),
+            "start": self._start,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the version, after checking that the checkpoint holds exactly this adapter of this base.
+        """Restore the version, after checking that the checkpoint holds exactly the weights that are trained here.
 
         Raises:
-            CheckpointError: If keys are missing or unknown, or the base model is another one.
+            CheckpointError: If keys are missing or unknown, or the policy started from something else.
         """
-        state = checkpoint.get(_STATE_KEY)
+        state = checkpoint.get(STATE_KEY)
         if state is None:
             raise CheckpointError("expected a checkpoint of a GRPOModule, but this one was saved by something else")
-        expected, found = self._trainable_keys(), set(checkpoint["state_dict"])
-        if expected != found:
-            missing, unknown = sorted(expected - found), sorted(found - expected)
-            raise CheckpointError(
-                f"the checkpoint does not fit this adapter: {len(missing)} parameters are missing {missing[:3]}, "
-                f"{len(unknown)} are unknown {unknown[:3]}. Are model, lora_targets and lora_rank the same?"
-            )
-        shapes = {name: tuple(p.shape) for name, p in self.state_dict().items() if name in expected}
-        wrong = [n for n, value in checkpoint["state_dict"].items() if tuple(value.shape) != shapes[n]]
-        if wrong:
-            raise CheckpointError(
-                f"the checkpoint does not fit this adapter: {wrong[0]} has shape "
-                f"{tuple(checkpoint['state_dict'][wrong[0]].shape)} there, but {shapes[wrong[0]]} here "
-                f"({len(wrong)} in all). Are model and lora_rank the same?"
-            )
-        if state["base"] != base_fingerprint(self.policy.causal_lm):
-            raise CheckpointError(
-                f"the checkpoint's adapter was trained on another base model than {self.model_name}: its weights "
-                "differ. Give the model that the run started from (hyper_parameters in the checkpoint name it)"
-            )
+        check_start(state["start"], self._start, self.model_name, self.hparams["adapter"])
+        trainable = self._trainable_keys()
+        expected = {name: tensor for name, tensor in self.state_dict().items() if name in trainable}
+        check_weights(checkpoint["state_dict"], expected)
         data = self._data() if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING else None
         if data is not None and type(data).__qualname__ not in checkpoint:
             raise CheckpointError(

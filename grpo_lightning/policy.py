@@ -1,30 +1,23 @@
-"""The policy: a causal language model with a LoRA adapter, and the log-probabilities of a packed batch under it.
+"""The policy: a causal language model, with a LoRA adapter or whole, and the log-probabilities of a packed batch.
 
 Shapes: ``T`` packed tokens, ``N`` sampled tokens, ``H`` hidden size, ``S`` sequences, ``L`` longest sequence.
 """
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from grpo_lightning.attention import (
-    MASKED_IMPLEMENTATIONS,
-    SHARED_PROMPT,
-    attention_plan,
-    dense_mask,
-    register,
-)
+from grpo_lightning.adapter_config import AdapterConfig
+from grpo_lightning.attention import MASKED_IMPLEMENTATIONS, SHARED_PROMPT, attention_plan, dense_mask
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.functional import token_logprobs
 from grpo_lightning.rollout.batch import PackedBatch
 
 logger = logging.getLogger(__name__)
-
-Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 
 _PER_SEQUENCE_IMPLEMENTATIONS = (
     "flash_attention_2",
@@ -36,101 +29,41 @@ _HEAD_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.2
 """Largest difference, in nats, between our head and the model's own that rounding explains."""
 
 
-def load_policy(
-    model: str,
-    *,
-    dtype: Dtype = "auto",
-    attn_implementation: str = SHARED_PROMPT,
-    lora_rank: int = 16,
-    lora_alpha: float = 32.0,
-    lora_dropout: float = 0.0,
-    lora_targets: str | Sequence[str] = "all-linear",
-    gradient_checkpointing: bool = False,
-) -> "Policy":
-    """Load a base model and put a fresh LoRA adapter on it.
-
-    The base model is frozen. The adapter is float32 whatever the dtype of the base: in bfloat16 most updates
-    would round away.
-
-    Args:
-        model: Directory or hub name of a Hugging Face causal language model.
-        dtype: Dtype of the base model's weights and computation; ``"auto"`` takes the checkpoint's.
-        attn_implementation: The shared-prompt attention, or one of transformers' (``"sdpa"``, ``"eager"``, ...).
-        lora_rank: Rank of the adapter.
-        lora_alpha: Scale of the adapter times its rank.
-        lora_dropout: Dropout on the adapter's input. Not 0, it makes the ratio noisy and hides a stuck policy.
-        lora_targets: Names of the layers that get an adapter, or ``"all-linear"`` (all but the output head).
-        gradient_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
-
-    Raises:
-        ConfigurationError: If the adapter's settings cannot be served by vLLM.
-    """
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    targets = lora_targets if isinstance(lora_targets, str) else list(lora_targets)
-    if lora_rank < 1:
-        raise ConfigurationError(f"expected lora_rank >= 1, but got {lora_rank}")
-    register()
-    base: Any = AutoModelForCausalLM.from_pretrained(
-        model,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        attn_implementation=attn_implementation,
-    )
-    base.config.use_cache = False
-    _disable_dropout(base)
-    if gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base.enable_input_require_grads()
-    config = LoraConfig(
-        r=lora_rank,
-        lora_alpha=lora_alpha,
-        lora_dropout=lora_dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-    policy = Policy(get_peft_model(base, config, autocast_adapter_dtype=True).train())
-    if any(hasattr(m, "lora_A") for m in (base.get_output_embeddings(), base.get_input_embeddings())):
-        raise ConfigurationError(
-            f"expected lora_targets among the inner layers, but got {targets!r}, which takes in the output head or "
-            "the input embedding: vLLM cannot serve those, and the chunked head does not see them"
-        )
-    return policy
-
-
-def _disable_dropout(base: nn.Module) -> None:
-    """Turn the base model's own dropout off: in training mode it would make every ratio noisy."""
-    for module in base.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-
-
 class Policy(nn.Module):
-    """A PEFT model that computes the log-probabilities of packed batches.
+    """A causal language model that computes the log-probabilities of packed batches.
 
     Args:
-        model: A ``PeftModel`` around a causal language model.
+        model: A ``PeftModel`` around a causal language model, or the bare model if all its weights are trained.
+        hold_start: Keep a copy of the trainable weights as they are now: `reference` then means these.
+        start_digest: Digest of the adapter that was loaded (`adapters.adapter_digest`), if one was.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, hold_start: bool = False, start_digest: str | None = None) -> None:
         super().__init__()
         self.model = model
+        self.has_adapter = hasattr(model, "peft_config")
+        self.start_digest = start_digest
         self._layout = choose_layout(self.causal_lm.config)
+        self._start: dict[str, Tensor] | None = None
+        if hold_start:
+            self._start = {name: p.detach().clone() for name, p in self.trainable_parameters().items()}
 
     @property
     def causal_lm(self) -> Any:
-        """The Hugging Face model under the adapter."""
-        return self.model.get_base_model()
+        """The Hugging Face model, under the adapter if there is one."""
+        return self.model.get_base_model() if self.has_adapter else self.model
+
+    def adapter_config(self) -> dict[str, Any]:
+        """The adapter's configuration, as in ``adapter_config.json``."""
+        config: AdapterConfig = self.model.peft_config["default"].to_dict()
+        return {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The adapter's parameters by name."""
+        """The parameters that are trained, by name; tied ones once."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or convert everything, but keep the adapter's dtype and values.
+        """Move or convert everything, but keep the dtype and values of what is trained.
 
         Lightning's ``bf16-true`` converts the whole module, after a checkpoint was restored: the adapter's small
         updates would be rounded away.
@@ -139,13 +72,44 @@ class Policy(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, parameter in self.trainable_parameters().items():
             parameter.data = kept[name].to(parameter.device)
+            if self._start is not None:
+                self._start[name] = self._start[name].to(parameter.device)
         return self
 
     @contextlib.contextmanager
-    def reference(self) -> Iterator[None]:
-        """Within this context the model is the reference: the base without its adapter, without gradients."""
+    def base(self) -> Iterator[None]:
+        """Within this context the model is the base without any adapter, without gradients."""
+        assert self.has_adapter, "a fully trained model has no base beside it"
         with torch.no_grad(), self.model.disable_adapter():
             yield
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within this context the model is the policy as it was before any training, without gradients."""
+        if self._start is None:
+            # A fresh adapter changes nothing, so this is where it started.
+            with self.base():
+                yield
+        else:
+            with torch.no_grad(), self._holding(self._start):
+                yield
+
+    @contextlib.contextmanager
+    def _holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Compute with other values of the trainable parameters; the parameters themselves stay the same objects."""
+        parameters = self.trainable_parameters()
+        current = {name: p.data for name, p in parameters.items()}
+        # Autocast keeps the cast of a parameter for as long as it lasts, whatever the parameter holds meanwhile.
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            for name, parameter in parameters.items():
+                parameter.data = weights[name]
+            yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data = current[name]
+            torch.set_autocast_cache_enabled(cached)
 
     def token_logprobs(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of each sampled token, at the temperature it was sampled with.
@@ -163,7 +127,13 @@ class Policy(nn.Module):
         head = self.causal_lm.get_output_embeddings()
         if head.bias is not None:
             raise ConfigurationError("expected an output head without bias; this model's has one")
-        return token_logprobs(hidden_NH, head.weight, batch.target_ids, temperature=batch.temperature)
+        return token_logprobs(
+            hidden_NH,
+            head.weight,
+            batch.target_ids,
+            temperature=batch.temperature,
+            banned_token_ids=batch.banned_token_ids,
+        )
 
     def _hidden(self, batch: PackedBatch) -> Tensor:
         """Final hidden states that predict the sampled tokens, ``[N, H]``."""

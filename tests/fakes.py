@@ -23,6 +23,17 @@ def encode(text: str) -> list[int]:
     return [TINY_VOCABULARY.index(character) for character in text]
 
 
+def decode(token_ids: Sequence[int]) -> str:
+    """Text of ids in the tiny vocabulary, without special tokens."""
+    return "".join(TINY_VOCABULARY[i] for i in token_ids if i >= len(SPECIAL_TOKENS))
+
+
+def end_by(texts: Sequence[str], token_ids: Sequence[int]) -> int | None:
+    """How many tokens there are when the first of the texts is complete; None if none ever is."""
+    lengths = range(1, len(token_ids) + 1)
+    return next((n for n in lengths if any(text in decode(token_ids[:n]) for text in texts)), None)
+
+
 def random_generation(
     prompt_ids: Sequence[int], params: SamplingSettings, seed: int | None, version: int
 ) -> Generation:
@@ -33,7 +44,8 @@ def random_generation(
     key = f"greedy {list(prompt_ids)}" if params.temperature == 0 else None if seed is None else f"seed {seed}"
     rng = random.Random(key)
     stops = set(params.stop_token_ids)
-    ordinary = [i for i in range(len(SPECIAL_TOKENS), len(TINY_VOCABULARY)) if i not in stops]
+    excluded = {*stops, *params.banned_token_ids}
+    ordinary = [i for i in range(len(SPECIAL_TOKENS), len(TINY_VOCABULARY)) if i not in excluded]
     length = rng.randint(1, 2 * params.max_tokens)
     stopped = bool(stops) and length <= params.max_tokens
     tokens = [rng.choice(ordinary) for _ in range(min(length, params.max_tokens))]

@@ -39,13 +39,14 @@ def make_trainer(**settings):
     return Trainer(**{**defaults, **settings})
 
 
-def fit(engine, model, *, trainer=None, module=None, reward=one_is_longer, **data):
+def fit(engine, model, *, trainer=None, module=None, reward=one_is_longer, ckpt_path=None, **data):
     """One short run; returns the trainer."""
     trainer = trainer or make_trainer()
     settings = {"dtype": "float32", "learning_rate": 2e-4, **(module or {})}
     trainer.fit(
         GRPOModule(model, **settings),
         RolloutDataModule(SumTasks(), reward, engine=engine, **{**SETTINGS, **data}),
+        ckpt_path=ckpt_path,
     )
     return trainer
 

@@ -6,7 +6,8 @@ import torch
 from fakes import encode
 
 from grpo_lightning.adapters import save_adapter
-from grpo_lightning.policy import load_policy
+from grpo_lightning.errors import WriteError
+from grpo_lightning.loading import load_policy
 
 IDS = torch.tensor([encode("user: What is 3 + 4?\nassistant: ")])
 
@@ -153,7 +154,7 @@ def test_whole_or_absent(tiny_model, tmp_path, monkeypatch, step, error):
     name, replacement = {
         "weights": ("safetensors.torch.save_file", fail),
         "half of the weights": ("safetensors.torch.save_file", fail_midway),
-        "configuration": ("peft.LoraConfig.save_pretrained", fail),
+        "configuration": ("pathlib.Path.write_text", fail),
         "sync": ("os.fsync", fail),
         "rename": ("os.rename", fail),
     }[step]
@@ -170,3 +171,10 @@ def test_whole_or_absent(tiny_model, tmp_path, monkeypatch, step, error):
     # The next attempt works.
     save_adapter(policy, target)
     assert torch.equal(logits(reload(tiny_model, target)), logits(policy.model))
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tiny_model, full_disk):
+    (full_disk / "filler").write_bytes(b"0" * 1_000_000)
+    with pytest.raises(WriteError, match=r"could not write .*v1: .*MiB are free there.*untouched: make space"):
+        save_adapter(trained(tiny_model, lora_rank=64), full_disk / "v1")
+    assert [path.name for path in full_disk.iterdir()] == ["filler"]

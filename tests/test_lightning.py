@@ -4,14 +4,14 @@ import logging
 
 import pytest
 import torch
-from fakes import FakeEngine
+from fakes import FakeEngine, encode
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from runs import MODEL, Gradients, RecordingEngine, data, trainer
 from torch.utils.data import DataLoader, IterableDataset
 
-from grpo_lightning import GRPOModule
+from grpo_lightning import GRPOModule, TransformersEngine
 from grpo_lightning.callbacks import EpochLine, LoRAWeightSync, ParameterPerturbation, RatioDegeneracyDetector
 from grpo_lightning.errors import ConfigurationError, DegeneracyError, RewardError, RolloutError, StaleRolloutError
 from grpo_lightning.rollout.batch import PackedBatch
@@ -245,6 +245,47 @@ class TestTrainer:
         (scores,) = run.validate(module, held_out)
         assert set(scores) == {"val/reward", "val/accuracy", "val/reward_length"}
         assert engine.calls[-1][0] == module.policy_version == 2
+
+
+class TestSampling:
+    def test_every_request_has_the_stop_texts_and_the_banned_tokens(self, tmp_path, tiny_model):
+        engine = FakeEngine()
+        trainer(tmp_path, max_epochs=1).fit(
+            GRPOModule(tiny_model, **MODEL), data(engine, val_size=2, stop=["\n\n"], bad_words=["b", "a"])
+        )
+        assert {params.temperature for _, params, *_ in engine.requests} == {0.0, 1.0}
+        for _, params, *_ in engine.requests:
+            assert params.stop == ("\n\n",)
+            assert params.banned_token_ids == tuple(encode("ab"))
+
+    def test_the_trainer_leaves_banned_tokens_out_as_the_engine_does(self, tmp_path, tiny_model):
+        run = trainer(tmp_path, max_epochs=1, callbacks=[RatioDegeneracyDetector()])
+        letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+        run.fit(
+            GRPOModule(tiny_model, **MODEL),
+            data(TransformersEngine(dtype="float32"), bad_words=letters, max_tokens=20, stop=["12"]),
+        )
+        assert float(run.callback_metrics["mismatch/logprob_abs_max"]) < 1e-4
+        rollout = run.datamodule.rollout
+        texts = [sample.action.text for group in rollout.groups for sample in group.samples]
+        assert not any(letter in text for text in texts for letter in letters)
+        with torch.no_grad():
+            free, _ = run.lightning_module.policy.token_logprobs(rollout.batches[0].replace(banned_token_ids=()))
+        assert float((free - rollout.batches[0].old_logprobs).abs().max()) > 0.05
+
+    @pytest.mark.parametrize("name", ["stop", "bad_words"])
+    @pytest.mark.parametrize("values", ["text", ["a", ""]])
+    def test_what_is_no_list_of_texts_is_refused(self, name, values):
+        with pytest.raises(
+            ConfigurationError, match=f"expected {name} to be a list of texts .*{values!r}".replace("[", r"\[")
+        ):
+            data(FakeEngine(), **{name: values})
+
+    def test_bad_words_of_several_tokens_are_refused_before_the_engine_starts(self, tmp_path, tiny_model):
+        engine = FakeEngine()
+        with pytest.raises(ConfigurationError, match="bad_words of one token each, but 'damn' is 4 tokens"):
+            trainer(tmp_path).fit(GRPOModule(tiny_model, **MODEL), data(engine, bad_words=["damn"]))
+        assert not engine.specs
 
 
 class TestDataModule:

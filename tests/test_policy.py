@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.policy import choose_layout, load_policy, unpack
+from grpo_lightning.loading import load_policy
+from grpo_lightning.policy import choose_layout, unpack
 from grpo_lightning.rollout.packing import PackedSequence, Row, pack
 
 TINY = {
@@ -153,13 +154,14 @@ def make_rows(lengths, seed=3, vocabulary=97):
     return [Row(ids(prompt), tuple(sequence(n) for n in completions)) for prompt, completions in lengths]
 
 
-def padded_logprobs(model, rows, temperature):
+def padded_logprobs(model, rows, temperature, banned=()):
     """One line for each completion, prompt first, padded on the right; the model's own logits."""
     lines = [(list(row.prompt_ids), list(s.token_ids)) for row in rows for s in row.sequences]
     longest = max(len(p) + len(c) for p, c in lines)
     input_ids = torch.tensor([p + c + [0] * (longest - len(p) - len(c)) for p, c in lines])
     mask = torch.tensor([[1] * (len(p) + len(c)) + [0] * (longest - len(p) - len(c)) for p, c in lines])
     logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+    logits[..., list(banned)] = -torch.finfo(logits.dtype).max / 8
     logp = (logits / temperature).log_softmax(-1)
     picked, values = [], []
     for line, (prompt, completion) in enumerate(lines):
@@ -177,9 +179,9 @@ def gradients(policy, logprobs):
     return dict(zip(parameters, grads, strict=True))
 
 
-def assert_packed_equals_padded(policy, rows, temperature=0.7, tolerance=1e-10):
-    logprobs, entropy = policy.token_logprobs(pack(rows, temperature))
-    expected, expected_entropy = padded_logprobs(policy.model, rows, temperature)
+def assert_packed_equals_padded(policy, rows, temperature=0.7, tolerance=1e-10, banned=()):
+    logprobs, entropy = policy.token_logprobs(pack(rows, temperature, banned))
+    expected, expected_entropy = padded_logprobs(policy.model, rows, temperature, banned)
     assert logprobs.dtype == torch.float64
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=tolerance)
     torch.testing.assert_close(entropy, expected_entropy.detach(), rtol=0, atol=tolerance)
@@ -212,6 +214,20 @@ def test_every_adapter_parameter_has_a_gradient(policy64):
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_other_temperatures(policy64, temperature):
     assert_packed_equals_padded(policy64, make_rows(LENGTHS["mixed"]), temperature)
+
+
+@pytest.mark.parametrize("layout", ["packed", "sequences"])
+def test_banned_tokens(policy64, monkeypatch, layout):
+    monkeypatch.setattr(policy64, "_layout", layout)
+    rows = make_rows(LENGTHS["mixed"])
+    sampled = {token for row in rows for s in row.sequences for token in s.token_ids}
+    banned = tuple(sorted(set(range(policy64.causal_lm.config.vocab_size)) - sampled)[:20])
+    assert_packed_equals_padded(policy64, rows, banned=banned)
+    with torch.no_grad():
+        free, _ = policy64.token_logprobs(pack(rows, 0.7))
+        masked, _ = policy64.token_logprobs(pack(rows, 0.7, banned))
+    assert float((masked - free).min()) > 0
+    assert float((masked - free).max()) > 0.05
 
 
 def test_rows_and_siblings_do_not_see_each_other(policy64):

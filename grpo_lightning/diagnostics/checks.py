@@ -42,6 +42,9 @@ MIN_SIGNAL = 3.0
 """The adapter's effect must be three times the rounding noise. If the noise is the trainer's alone, the slope of a
 healthy run is then 0.9 and not, as with an effect the size of the noise, 0.5."""
 
+UNKNOWN_NOISE = 0.1
+"""Rounding noise in nats to reckon with as long as none was measured: twice what bfloat16 shows on the demo model."""
+
 EXPECTED_DRIFT_FACTOR = 10.0
 """A std below the limit is degenerate where the gradient says that the log-ratio moved ten times the limit."""
 
@@ -238,7 +241,8 @@ def check_served_adapter(evidence: MicroBatchEvidence, base: Tensor, noise: floa
     Args:
         evidence: The update's tokens.
         base: The base model's logprobs of the leading tokens of ``evidence``, float64 ``[M]``.
-        noise: RMS of ``c - s`` on the first rollout; None on that rollout.
+        noise: RMS of ``c - s`` on the first rollout; None on that rollout, where the smaller of the RMS of ``c - s``
+            and of ``s - b``, but at least `UNKNOWN_NOISE`, stands for it.
     """
     name = "served adapter"
     fresh = _fresh(evidence)
@@ -247,7 +251,11 @@ def check_served_adapter(evidence: MicroBatchEvidence, base: Tensor, noise: floa
     s, c = fresh[0][: len(base)], fresh[1][: len(base)]
     distance = float((c - base).square().mean().sqrt())
     if noise is None:
-        return Verdict(name, Status.NO_POWER, "The first rollout of a run measures the rounding noise.")
+        # Whichever of the two the engine serves, it differs from that one by rounding. Not less than the constant:
+        # a trainer noisier than its adapter's effect looks as if the base were served.
+        noise = float(
+            torch.minimum((c - s).square().mean(), (base - s).square().mean()).sqrt().clamp_min(UNKNOWN_NOISE)
+        )
     # Rounding is part of c - b: only what exceeds it is movement.
     moved = math.sqrt(max(0.0, distance**2 - noise**2))
     if moved <= MIN_SIGNAL * noise:

@@ -45,6 +45,7 @@ class PackedBatch:
         loss_weight: Weight in the loss of the whole optimizer step, float32 ``[N]``; 0 in fillers.
         policy_version: Version that sampled each token, int64 ``[N]``.
         temperature: Sampling temperature.
+        banned_token_ids: Tokens that could not be sampled.
         index: Position of this micro-batch in the rollout; -1 if it belongs to none.
         first_of_rollout: Whether this is the first micro-batch computed after sampling.
     """
@@ -61,6 +62,7 @@ class PackedBatch:
     loss_weight: Tensor
     policy_version: Tensor
     temperature: float
+    banned_token_ids: tuple[int, ...]
     index: int
     first_of_rollout: bool
 
@@ -81,6 +83,7 @@ class PackedBatch:
         loss_weight: Tensor,
         policy_version: Tensor,
         temperature: float,
+        banned_token_ids: tuple[int, ...] = (),
         index: int = -1,
         first_of_rollout: bool = False,
     ) -> None:

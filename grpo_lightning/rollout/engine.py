@@ -1,10 +1,12 @@
 """What every rollout engine can do."""
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor
 
 from grpo_lightning.rollout.types import AdapterRef, Generation, SamplingSettings
 
@@ -29,7 +31,7 @@ class EngineSpec:
 
     Attributes:
         model: Directory or hub name of the base model.
-        lora_rank: Rank of the adapters that will be loaded.
+        lora_rank: Rank of the adapters that will be loaded; 0 if whole models are.
         max_length: Longest sequence (prompt and completion), in tokens, that will be asked for.
         max_concurrency: Most requests that will be in flight at once.
         seed: Base seed of the run.
@@ -52,7 +54,7 @@ class RolloutEngine(Protocol):
 
     @property
     def policy_version(self) -> int:
-        """Version of the adapter that `CURRENT` stands for; -1 until one was loaded."""
+        """Version of the weights that `CURRENT` stands for; -1 until some were loaded."""
         ...
 
     def start(self, spec: EngineSpec) -> None:
@@ -93,6 +95,20 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Stop and release everything, from any state. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class FullWeightsEngine(RolloutEngine, Protocol):
+    """An engine that can also serve a model whose weights are all trained."""
+
+    def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
+        """Copy all weights of the policy into the engine's model; `CURRENT` then stands for them.
+
+        Args:
+            state: Every parameter by its name in the Hugging Face model, tied ones once.
+            version: The policy version whose weights they are.
+        """
         ...
 
 

@@ -52,6 +52,10 @@ class EventLoopThread:
                 future.cancel()
             raise
 
+    def leave(self) -> None:
+        """Stop the loop when what occupies it is over, without waiting for that."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
     def close(self) -> None:
         """Cancel what is running, stop the loop and join its thread. Idempotent."""
         if self._loop.is_closed():

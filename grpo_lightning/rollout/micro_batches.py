@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from grpo_lightning.errors import RolloutError
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.packing import TokenWeights, filler_row, pack, split_rows, usable_rows
-from grpo_lightning.rollout.types import Group
+from grpo_lightning.rollout.types import Group, SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Layout:
 
 
 def cut(
-    groups: Sequence[Group], layout: Layout, token_weights: TokenWeights, temperature: float
+    groups: Sequence[Group], layout: Layout, token_weights: TokenWeights, sampling: SamplingSettings
 ) -> list[tuple[PackedBatch, ...]]:
     """Cut a rollout into micro-batches.
 
@@ -39,7 +39,7 @@ def cut(
         groups: The rollout, with advantages.
         layout: Into what.
         token_weights: Loss weights from the lengths of an optimizer step's completions.
-        temperature: Sampling temperature.
+        sampling: How it was sampled.
 
     Returns:
         For each process its micro-batches in training order. `PackedBatch.index` counts over all processes.
@@ -62,7 +62,7 @@ def cut(
     for rows in steps:
         pieces = split_rows(rows or [filler], layout.micro_batches * layout.processes)
         pieces.sort(key=lambda piece: -sum(row.num_tokens for row in piece))
-        batches += [pack(piece, temperature) for piece in pieces]
+        batches += [pack(piece, sampling.temperature, sampling.banned_token_ids) for piece in pieces]
     count = layout.processes
     return [
         tuple(

@@ -111,12 +111,13 @@ def filler_row(row: Row) -> Row:
     return Row(row.prompt_ids, (replace(shortest, weight=0.0, advantage=0.0),))
 
 
-def pack(rows: Sequence[Row], temperature: float) -> PackedBatch:
+def pack(rows: Sequence[Row], temperature: float, banned_token_ids: tuple[int, ...] = ()) -> PackedBatch:
     """Lay rows end to end.
 
     Args:
         rows: Rows of one micro-batch, each with a prompt and completions of at least one token.
         temperature: Sampling temperature.
+        banned_token_ids: Tokens that could not be sampled.
 
     Raises:
         ValueError: If a prompt or a completion is empty, or logprobs do not match tokens.
@@ -164,4 +165,5 @@ def pack(rows: Sequence[Row], temperature: float) -> PackedBatch:
         loss_weight=torch.tensor(weights, dtype=torch.float32),
         policy_version=torch.tensor(versions, dtype=torch.int64),
         temperature=temperature,
+        banned_token_ids=banned_token_ids,
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.micro_batches import Layout, cut
 from grpo_lightning.rollout.packing import TokenWeights
-from grpo_lightning.rollout.types import Group
+from grpo_lightning.rollout.types import Group, SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,14 @@ class Rollout:
 
 
 def make_rollouts(
-    origin: Origin, groups: Sequence[Group], layout: Layout, token_weights: TokenWeights, temperature: float
+    origin: Origin,
+    groups: Sequence[Group],
+    layout: Layout,
+    token_weights: TokenWeights,
+    sampling: SamplingSettings,
 ) -> list[Rollout]:
     """A rollout for each process; samples and ledger in the first alone. Arguments as in `micro_batches.cut`."""
-    parts = cut(groups, layout, token_weights, temperature)
+    parts = cut(groups, layout, token_weights, sampling)
     ledger = tuple(batch.old_logprobs.clone() for together in zip(*parts, strict=True) for batch in together)
     return [
         Rollout(origin, tuple(groups) if rank == 0 else (), batches, ledger if rank == 0 else ())

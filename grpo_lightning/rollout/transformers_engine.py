@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from grpo_lightning.errors import ConfigurationError, RolloutError
 from grpo_lightning.rollout.engine import CURRENT, Adapter, EngineSpec, require_directory, resolve
 from grpo_lightning.rollout.loop import EventLoopThread
-from grpo_lightning.rollout.types import AdapterRef, Generation, SamplingSettings
+from grpo_lightning.rollout.types import AdapterRef, FinishReason, Generation, SamplingSettings
+from grpo_lightning.weights import load_exactly
 
 T = TypeVar("T")
 
@@ -26,10 +27,12 @@ class _Request:
     result: "asyncio.Future[Generation]"
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    version: int = -1
+    finish_reason: FinishReason = "length"
 
 
 class TransformersEngine:
-    """A copy of the base model that loads the published adapters, as vLLM does, and samples in batches.
+    """A copy of the model that loads the published adapters, as vLLM does, or all weights, and samples in batches.
 
     Requests that arrive together are sampled together, left-padded, with a key-value cache. Each request has
     its own random generator, so that its tokens depend on its seed and not on its neighbours' randomness.
@@ -55,7 +58,9 @@ class TransformersEngine:
         self._spec: EngineSpec | None = None
         self._loop: EventLoopThread | None = None
         self._model: Any = None
+        self._tokenizer: Any = None
         self._current: AdapterRef | None = None
+        self._weights_version = -1
         self._waiting: list[_Request] = []
         # Adapters are switched on the one model, which several threads use.
         self._lock = threading.Lock()
@@ -63,8 +68,8 @@ class TransformersEngine:
 
     @property
     def policy_version(self) -> int:
-        """Version of the adapter loaded last; -1 before the first."""
-        return -1 if self._current is None else self._current.version
+        """Version of the adapter or the weights loaded last; -1 before the first."""
+        return self._weights_version if self._current is None else self._current.version
 
     def start(self, spec: EngineSpec) -> None:
         """Start the event loop and begin loading the model.
@@ -122,7 +127,7 @@ class TransformersEngine:
         request = _Request(
             list(prompt_ids),
             params,
-            resolve(adapter, self._current),
+            self._resolve(adapter),
             generator,
             asyncio.get_running_loop().create_future(),
         )
@@ -152,14 +157,12 @@ class TransformersEngine:
                 continue
             for request in batch:
                 if not request.result.done():
-                    stopped = request.tokens[-1] in request.params.stop_token_ids
-                    version = -1 if request.adapter is None else request.adapter.version
                     request.result.set_result(
                         Generation(
                             tuple(request.tokens),
                             tuple(request.logprobs),
-                            "stop" if stopped else "length",
-                            version,
+                            request.finish_reason,
+                            request.version,
                         )
                     )
 
@@ -171,6 +174,9 @@ class TransformersEngine:
     def _sample_locked(self, batch: list[_Request]) -> None:
         model = self._activate(batch[0].adapter)
         params = batch[0].params
+        for request in batch:
+            # Whole models have no name to ask for: what counts is what is loaded now.
+            request.version = self._weights_version if request.adapter is None else request.adapter.version
         width = max(len(r.prompt_ids) for r in batch)
         device = next(model.parameters()).device
         ids = torch.zeros(len(batch), width, dtype=torch.long)
@@ -192,16 +198,32 @@ class TransformersEngine:
                 logits_to_keep=1,
             )
             cache = output.past_key_values
-            tokens, logprobs = _pick(output.logits[:, -1], params.temperature, [r.generator for r in batch])
+            tokens, logprobs = _pick(output.logits[:, -1], params, [r.generator for r in batch])
             for row in active:
                 batch[row].tokens.append(int(tokens[row]))
                 batch[row].logprobs.append(float(logprobs[row]))
-            active = [row for row in active if batch[row].tokens[-1] not in params.stop_token_ids]
+                if self._stops(batch[row]):
+                    batch[row].finish_reason = "stop"
+            active = [row for row in active if batch[row].finish_reason == "length"]
             if not active:
                 break
             ids = tokens[:, None].to(device)
             mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
             positions = positions[:, -1:] + 1
+
+    def _stops(self, request: _Request) -> bool:
+        params = request.params
+        if request.tokens[-1] in params.stop_token_ids:
+            return True
+        if not params.stop:
+            return False
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            assert self._spec is not None, "it was needed to load the model"
+            self._tokenizer = AutoTokenizer.from_pretrained(self._spec.model)
+        text = self._tokenizer.decode(request.tokens, skip_special_tokens=True)
+        return any(stop in text for stop in params.stop)
 
     async def score(self, token_ids: Sequence[int], *, adapter: Adapter = CURRENT) -> list[float]:
         """Log-probability of each token but the first, at temperature 1."""
@@ -209,13 +231,18 @@ class TransformersEngine:
         @torch.inference_mode()
         def forward() -> list[float]:
             with self._lock:
-                model = self._activate(resolve(adapter, self._current))
+                model = self._activate(self._resolve(adapter))
                 ids = torch.tensor([list(token_ids)], device=next(model.parameters()).device)
                 logp = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
             values: list[float] = logp.gather(1, ids[0, 1:, None]).squeeze(1).tolist()
             return values
 
         return await asyncio.to_thread(forward)
+
+    def _resolve(self, adapter: Adapter) -> AdapterRef | None:
+        if adapter is None and self._weights_version >= 0:
+            raise RolloutError("the base model was asked for, but the policy's weights have replaced it")
+        return resolve(adapter, self._current)
 
     def _activate(self, ref: AdapterRef | None) -> Any:
         model = self._loaded()
@@ -232,9 +259,11 @@ class TransformersEngine:
 
         Raises:
             FileNotFoundError: If the directory holds no adapter.
+            RolloutError: If it does not fit, or the base model is not there any more.
         """
         path = require_directory(ref)
-
+        if self._weights_version >= 0:
+            raise RolloutError("an adapter needs the base model, but the policy's weights have replaced it")
         with self._lock:
             model = self._loaded()
             if self._current is not None:
@@ -247,17 +276,30 @@ class TransformersEngine:
                 raise RolloutError(f"adapter {ref.name} does not fit the engine's model: {sorted(wrong)[:4]} …")
         self._current = ref
 
+    def load_weights(self, state: Mapping[str, Tensor], version: int) -> None:
+        """Copy all weights of the policy into this engine's model, in its dtype.
+
+        Raises:
+            ConfigurationError: If they are not exactly this model's, by name and shape; nothing is changed then.
+        """
+        with self._lock:
+            load_exactly(self._loaded(), state)
+            self._weights_version = version
+
     def close(self) -> None:
         """Drop the model and stop the event loop. Idempotent."""
         loop, self._loop, self._model, self._spec, self._current = self._loop, None, None, None, None
-        self._waiting = []
+        self._tokenizer = None
+        self._waiting, self._weights_version = [], -1
         if loop is not None:
             loop.close()
 
 
-def _pick(logits_BV: Tensor, temperature: float, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+def _pick(logits_BV: Tensor, params: SamplingSettings, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
     """Sample one token a row, or take the likeliest at temperature 0; and its processed log-probability."""
+    temperature = params.temperature
     logits_BV = logits_BV.float().cpu()
+    logits_BV = logits_BV.index_fill(1, torch.tensor(params.banned_token_ids, dtype=torch.int64), -torch.inf)
     logp_BV = (logits_BV / temperature if temperature > 0 else logits_BV).log_softmax(-1)
     if temperature > 0:
         # Exponential races: argmin(E / p) with E ~ Exp(1) is a draw from p, one generator a row.

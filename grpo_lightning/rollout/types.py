@@ -38,11 +38,15 @@ class SamplingSettings:
         max_tokens: Longest completion, in tokens.
         temperature: Softmax temperature; 0 is greedy (evaluation only). The trainer divides by the same one.
         stop_token_ids: Tokens that end a completion; the one that did is part of it.
+        stop: Texts that end a completion with the token that completes one of them; that token is part of it.
+        banned_token_ids: Tokens that have probability 0. The trainer leaves them out of its softmax as well.
     """
 
     max_tokens: int
     temperature: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    banned_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,21 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib.util
 import itertools
 import math
-import multiprocessing.spawn
-import os
-import sys
-import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from grpo_lightning.errors import ConfigurationError, EngineDiedError, LogprobValidationError, RolloutError
 from grpo_lightning.rollout.engine import CURRENT, Adapter, EngineSpec, require_directory, resolve
 from grpo_lightning.rollout.loop import EventLoopThread
 from grpo_lightning.rollout.types import AdapterRef, Generation, SamplingSettings
-from grpo_lightning.rollout.vllm_plugin import ENABLE_ENV
+from grpo_lightning.rollout.vllm_args import refuse_breaking_args, refuse_unknown_args
+from grpo_lightning.rollout.vllm_process import EngineProcesses, engine_environment
 
 T = TypeVar("T")
 
@@ -34,9 +31,9 @@ _SUPPORTED_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class VLLMEngine:
     """vLLM on this machine: `AsyncLLM` on a background event loop, engine core and workers in their own processes.
 
-    The trainer keeps its threads and its memory; a crash of the engine is an exception here, and the engine's
-    processes end with the trainer whatever ends it. Tested with vLLM 0.32's CPU build; the CUDA path is the
-    same code and has not been run.
+    The trainer keeps its threads and its memory; a crash of the engine is an exception here that shows the end of
+    the engine's own log, and the engine's processes end with the trainer whatever ends it. Tested with vLLM 0.32's
+    CPU build; the CUDA path is the same code and has not been run.
 
     Args:
         dtype: Weights and computation of the engine: ``"auto"`` (the model's), ``"float32"``, ``"bfloat16"`` or
@@ -50,7 +47,11 @@ class VLLMEngine:
         enforce_eager: Skip compilation: starts faster, samples slower on GPUs. Always on for CPU, where
             compiling takes minutes.
         start_timeout: Seconds that the engine may take to start.
-        engine_args: Further arguments of ``vllm.AsyncEngineArgs``, which win over the ones above.
+        engine_args: Further arguments of ``vllm.AsyncEngineArgs``, which win over the ones above. Those that change
+            what is sampled, or the adapter's or the tokenizer's part in it, are refused.
+
+    Raises:
+        ConfigurationError: If ``engine_args`` holds an argument that would break the run.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class VLLMEngine:
         start_timeout: float = 600.0,
         engine_args: dict[str, Any] | None = None,
     ) -> None:
+        self._engine_args = engine_args or {}
+        refuse_breaking_args(self._engine_args)
         self._settings = {
             "dtype": dtype,
             "gpu_memory_utilization": gpu_memory_utilization,
             "tensor_parallel_size": tensor_parallel_size,
             "enforce_eager": enforce_eager,
-            **(engine_args or {}),
+            **self._engine_args,
         }
         self._lora_dtype = lora_dtype
         self._cpu_cache_gib = cpu_cache_gib
@@ -80,6 +83,7 @@ class VLLMEngine:
         self._spec: EngineSpec | None = None
         self._loop: EventLoopThread | None = None
         self._llm: Future[Any] | None = None
+        self._processes: EngineProcesses | None = None
         self._current: AdapterRef | None = None
         self._request_ids = itertools.count()
 
@@ -92,7 +96,8 @@ class VLLMEngine:
         """Start the engine's processes in the background.
 
         Raises:
-            ConfigurationError: If vLLM is not installed, or the engine runs already for another policy.
+            ConfigurationError: If vLLM is not installed, cannot serve the adapter or does not know one of
+                ``engine_args``, or if the engine runs already for another policy.
         """
         if self._spec is not None:
             if self._spec != spec:
@@ -107,13 +112,20 @@ class VLLMEngine:
             )
         if spec.lora_rank > _SUPPORTED_LORA_RANKS[-1]:
             raise ConfigurationError(
-                f"expected lora_rank <= {_SUPPORTED_LORA_RANKS[-1]}, which vLLM can serve, but got {spec.lora_rank}"
+                f"expected lora_rank <= {_SUPPORTED_LORA_RANKS[-1]}, which vLLM can serve, but got {spec.lora_rank}; "
+                "lower it or use TransformersEngine"
             )
+        if self._engine_args:
+            # Importing vLLM takes seconds, which the background start otherwise spends unnoticed.
+            from vllm import AsyncEngineArgs
+
+            refuse_unknown_args(self._engine_args, {f.name for f in dataclasses.fields(AsyncEngineArgs)})
         self._spec = spec
         self._loop = EventLoopThread("grpo-lightning-vllm")
-        self._llm = self._loop.submit(self._start(spec))
+        self._processes = EngineProcesses()
+        self._llm = self._loop.submit(self._start(spec, self._processes))
 
-    async def _start(self, spec: EngineSpec) -> Any:
+    async def _start(self, spec: EngineSpec, processes: EngineProcesses) -> Any:
         import torch
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -139,9 +151,8 @@ class VLLMEngine:
         if not on_gpu:
             args["enforce_eager"] = True
             args.setdefault("block_size", _CPU_BLOCK_SIZE)
-        with (
-            _engine_environment(on_gpu, self._cpu_cache_gib, self._cpu_threads, self._start_timeout),
-            _without_main_module(),
+        with processes.starting(
+            lambda: engine_environment(on_gpu, self._cpu_cache_gib, self._cpu_threads, self._start_timeout)
         ):
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
 
@@ -166,8 +177,11 @@ class VLLMEngine:
             raise EngineDiedError(f"vLLM did not start within {self._start_timeout:g} s (start_timeout)") from error
         except Exception as error:
             raise EngineDiedError(
-                f"vLLM did not start: {type(error).__name__}: {error}. Its log above says more."
+                f"vLLM did not start: {type(error).__name__}: {error}. {self._last_words()}"
             ) from error
+
+    def _last_words(self) -> str:
+        return "" if self._processes is None else self._processes.last_words()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the engine's event loop and wait for it."""
@@ -203,7 +217,11 @@ class VLLMEngine:
                 seed=seed,
                 logprobs=0,
                 stop_token_ids=list(params.stop_token_ids),
-                detokenize=False,
+                stop=list(params.stop),
+                include_stop_str_in_output=True,
+                detokenize=bool(params.stop),
+                # Added before the softmax. vLLM's bad_words would ban other spellings of a word too.
+                logit_bias=dict.fromkeys(params.banned_token_ids, -math.inf) or None,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             ),
             ref,
@@ -250,8 +268,8 @@ class VLLMEngine:
                 last = output
         except EngineDeadError as error:
             raise EngineDiedError(
-                "vLLM's engine process ended during a rollout. Its own log above says why; a kill for memory leaves "
-                "no trace there (see dmesg): lower cpu_cache_gib or gpu_memory_utilization."
+                "vLLM's engine process ended during a rollout. A kill for memory leaves no trace but in dmesg: lower "
+                f"cpu_cache_gib or gpu_memory_utilization. {self._last_words()}"
             ) from error
         return last
 
@@ -274,20 +292,21 @@ class VLLMEngine:
         try:
             loaded = await llm.add_lora(_lora_request(ref))
         except EngineDeadError as error:
-            raise EngineDiedError("vLLM's engine process ended before an adapter could be loaded") from error
+            raise EngineDiedError(
+                f"vLLM's engine process ended before an adapter could be loaded. {self._last_words()}"
+            ) from error
         if not loaded:
             raise RolloutError(f"vLLM did not load adapter {ref.name} (id {ref.id}): it says it holds that id already")
 
     def close(self) -> None:
-        """Stop the engine's processes and the event loop. Idempotent."""
+        """Stop the engine's processes and the event loop, also while they start. Idempotent."""
         llm, self._llm, self._spec, self._current = self._llm, None, None, None
         loop, self._loop = self._loop, None
-        if loop is None or llm is None:
+        processes, self._processes = self._processes, None
+        if loop is None or llm is None or processes is None:
             return
         if not llm.done():
-            # Start-up cannot be cancelled half way without leaving processes behind.
-            with contextlib.suppress(Exception):
-                llm.result(timeout=self._start_timeout)
+            processes.end(llm)
         if llm.done() and not llm.cancelled() and llm.exception() is None:
             client = llm.result()
 
@@ -296,7 +315,12 @@ class VLLMEngine:
 
             with contextlib.suppress(Exception):
                 loop.run(shutdown())
-        loop.close()
+        if llm.done():
+            loop.close()
+        else:
+            # vLLM is still being imported or configured, which cannot be interrupted; it will start no process.
+            loop.leave()
+        processes.discard_log()
 
 
 def _lora_request(ref: AdapterRef | None) -> Any:
@@ -305,61 +329,3 @@ def _lora_request(ref: AdapterRef | None) -> Any:
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(lora_name=ref.name, lora_int_id=ref.id, lora_path=str(ref.path))
-
-
-@contextlib.contextmanager
-def _engine_environment(on_gpu: bool, cpu_cache_gib: int, cpu_threads: int | None, timeout: float) -> Iterator[None]:
-    """Set the environment that the engine's processes inherit, and give the trainer its own back."""
-    before = dict(os.environ)
-    os.environ[ENABLE_ENV] = str(os.getpid())
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(math.ceil(timeout)))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
-    if not on_gpu:
-        # vLLM's CPU worker runs on one thread unless told otherwise.
-        os.environ.setdefault("OMP_NUM_THREADS", str(cpu_threads or len(os.sched_getaffinity(0))))
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cpu_cache_gib))
-        preload = [lib for lib in (_find_tcmalloc(), _find_iomp()) if lib is not None]
-        os.environ["LD_PRELOAD"] = ":".join([*map(str, preload), *filter(None, [os.environ.get("LD_PRELOAD")])])
-    try:
-        yield
-    finally:
-        # vLLM writes to os.environ too (LD_PRELOAD, thread counts), which must not reach the trainer's children.
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Keep the engine's processes from importing the user's script.
-
-    Processes that are spawned import the main module of their parent; a training script without the
-    ``if __name__ == "__main__"`` guard would start a second training there. vLLM's processes need nothing of it.
-    Only this thread's spawns are affected.
-    """
-    original = multiprocessing.spawn.get_preparation_data
-    this_thread = threading.get_ident()
-
-    def get_preparation_data(name: str) -> dict[str, Any]:
-        data: dict[str, Any] = original(name)
-        if threading.get_ident() == this_thread:
-            for key in ("init_main_from_name", "init_main_from_path"):
-                data.pop(key, None)
-        return data
-
-    multiprocessing.spawn.get_preparation_data = get_preparation_data
-    try:
-        yield
-    finally:
-        multiprocessing.spawn.get_preparation_data = original
-
-
-def _find_iomp() -> Path | None:
-    path = Path(sys.prefix) / "lib" / "libiomp5.so"
-    return path if path.exists() else None
-
-
-def _find_tcmalloc() -> Path | None:
-    return next(iter(sorted(Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4"))), None)

@@ -4,15 +4,10 @@ It does nothing unless `VLLMEngine` asked for it in the environment of its engin
 uses of vLLM in the same Python environment are left alone.
 """
 
-import ctypes
 import os
-import signal
-import sys
 
 ENABLE_ENV = "GRPO_LIGHTNING_ENGINE"
 """Set to the process id of the trainer in the environment of the engine's processes."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 def register() -> None:
@@ -20,7 +15,6 @@ def register() -> None:
     owner = os.environ.get(ENABLE_ENV)
     if owner is None or os.getpid() == int(owner):
         return
-    _die_with_parent()
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
@@ -28,9 +22,3 @@ def register() -> None:
         type(current_platform).get_punica_wrapper = classmethod(
             lambda cls: "grpo_lightning.rollout.vllm_lora_cpu.GroupedPunicaWrapperCPU"
         )
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to terminate this process when its parent dies, so that no engine outlives its trainer."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

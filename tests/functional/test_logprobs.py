@@ -95,6 +95,59 @@ def test_equals_the_oracle(trainable, temperature, chunk_bytes):
         assert head.grad is None
 
 
+BANNED = (2, 0, 10)
+
+
+def without_banned():
+    """`problem` with targets that can be sampled, and the same over the vocabulary without the banned tokens."""
+    hidden, head, targets = problem()
+    kept = [v for v in range(len(head)) if v not in BANNED]
+    places = targets % len(kept)
+    return hidden, head, torch.tensor(kept)[places], kept, places
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("chunk_bytes", [1, TWO_LINES, 10**6])
+def test_banned_tokens_are_not_in_the_vocabulary(trainable, chunk_bytes):
+    hidden, head, targets, kept, places = without_banned()
+    hidden.requires_grad_()
+    head.requires_grad_(trainable)
+    logprobs, entropy = token_logprobs(
+        hidden, head, targets, temperature=0.7, banned_token_ids=BANNED, chunk_bytes=chunk_bytes
+    )
+    logprobs.sum().backward()
+    expected = oracle(hidden.tolist(), head[kept].tolist(), places.tolist(), 0.7)
+    assert logprobs.tolist() == pytest.approx([e[0] for e in expected], rel=1e-12)
+    assert entropy.tolist() == pytest.approx([e[1] for e in expected], rel=1e-12)
+    for line, (_, _, wrt_hidden, _) in zip(hidden.grad, expected, strict=True):
+        assert line.tolist() == pytest.approx(wrt_hidden, rel=1e-10, abs=1e-14)
+    if trainable:
+        wrt_head = torch.tensor([e[3] for e in expected], dtype=torch.float64).sum(0)
+        torch.testing.assert_close(head.grad[kept], wrt_head, rtol=1e-10, atol=1e-14)
+        assert not head.grad[list(BANNED)].any()
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_gradients_with_banned_tokens(trainable):
+    hidden, head, targets, _, _ = without_banned()
+
+    def logprobs(hidden, head):
+        return token_logprobs(hidden, head, targets, banned_token_ids=BANNED, chunk_bytes=TWO_LINES)[0]
+
+    inputs = (hidden.requires_grad_(), head.requires_grad_(trainable))
+    assert torch.autograd.gradcheck(logprobs, inputs, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_banned_tokens_in_low_precision(dtype):
+    hidden, head, targets, kept, places = without_banned()
+    logprobs, entropy = token_logprobs(
+        hidden.to(dtype).requires_grad_(), head.to(dtype), targets, temperature=0.01, banned_token_ids=BANNED
+    )
+    expected = token_logprobs(hidden.to(dtype), head.to(dtype)[kept], places, temperature=0.01)
+    torch.testing.assert_close((logprobs.detach(), entropy), expected)
+
+
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
 def test_equals_the_full_log_softmax(trainable, dtype, tolerance):

@@ -15,6 +15,12 @@ from grpo_lightning.rollout.packing import PackedSequence, Row, filler_row, pack
 MICRO_BATCHES = range(1, 9)
 
 
+def test_banned_tokens_stay_with_the_batch():
+    batch = pack([row(3, 2), row(2, 1)], 0.7, (4, 9))
+    assert batch.banned_token_ids == batch.first_rows(1).banned_token_ids == batch.to("cpu").banned_token_ids == (4, 9)
+    assert pack([row(3, 2)], 0.7).banned_token_ids == ()
+
+
 def by_sequence(lengths):
     return token_weights(lengths, "sequence")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import EOS_ID, TINY_VOCABULARY, encode
+from fakes import EOS_ID, TINY_VOCABULARY, decode, encode, end_by
 
 from grpo_lightning.errors import ConfigurationError, RolloutError
 from grpo_lightning.rollout.collector import request_seed
@@ -277,6 +277,39 @@ def test_a_stop_token_in_the_last_place_is_a_stop(engine):
     [result] = generate(engine, [PROMPTS[0]], SamplingSettings(first, 0.0, (stop,)))
     assert result.token_ids == free.token_ids[:first]
     assert result.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_stop_texts_end_a_completion_with_the_token_that_completes_them(engine, temperature):
+    free = generate(engine, PROMPTS, SamplingSettings(20, temperature), seeds=range(4))
+    # Two tokens of the first completion, one of the second.
+    stops = (decode(free[0].token_ids)[5:7], decode(free[1].token_ids)[9:10])
+    params = SamplingSettings(20, temperature, stop=stops)
+    results = generate(engine, PROMPTS, params, seeds=range(4))
+    for unlimited, result in zip(free, results, strict=True):
+        end = end_by(stops, unlimited.token_ids)
+        assert result.token_ids == unlimited.token_ids[:end]
+        assert result.finish_reason == ("length" if end is None else "stop")
+        assert close(result.logprobs, unlimited.logprobs[:end], 1e-4)
+    assert results[0].finish_reason == results[1].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_banned_tokens_are_not_sampled_and_not_in_the_softmax(engine, tiny_model, temperature):
+    free = generate(engine, PROMPTS, SamplingSettings(30, temperature), seeds=range(4))
+    banned = tuple(sorted({token for result in free for token in result.token_ids[:8]}))
+    params = SamplingSettings(30, temperature, banned_token_ids=banned)
+    reference = plain(tiny_model)
+    for prompt, result in zip(PROMPTS, generate(engine, PROMPTS, params, seeds=range(4)), strict=True):
+        assert not set(result.token_ids) & set(banned)
+        logits = reference(input_ids=torch.tensor([[*prompt, *result.token_ids]])).logits[0, len(prompt) - 1 : -1]
+        kept = [v for v in range(logits.shape[1]) if v not in banned]
+        logp = (logits[:, kept] / (temperature or 1.0)).log_softmax(-1)
+        places = [kept.index(token) for token in result.token_ids]
+        expected = logp.gather(1, torch.tensor(places)[:, None]).squeeze(1)
+        assert close(result.logprobs, expected.tolist(), 1e-5)
+        if temperature == 0:
+            assert places == logp.argmax(-1).tolist()
 
 
 def test_adapters_are_loaded_and_replaced(engine, adapters, tiny_model):

@@ -1,7 +1,9 @@
 """The real vLLM engine, on tiny models: the Qwen3 class, adapters, death, interruption, orphans."""
 
 import asyncio
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from fakes import decode, end_by
 from lightning.pytorch import Trainer
 
 from grpo_lightning import GRPOModule, RolloutDataModule, VLLMEngine
 from grpo_lightning.adapters import save_adapter
 from grpo_lightning.errors import ConfigurationError, EngineDiedError, RolloutError
-from grpo_lightning.policy import load_policy
+from grpo_lightning.loading import load_policy
 from grpo_lightning.rollout.engine import EngineSpec
 from grpo_lightning.rollout.types import AdapterRef, SamplingSettings
 from grpo_lightning.tasks import SumTasks
@@ -101,14 +104,17 @@ def test_generate_score_adapters_and_death(qwen3, tmp_path):
         assert stopped.finish_reason == "stop"
         assert stopped.token_ids == tuned.token_ids[: tuned.token_ids.index(tuned.token_ids[2]) + 1]
 
+        check_stop_texts_and_banned_tokens(engine, references[5])
+
         with pytest.raises(FileNotFoundError, match="adapter_config"):
             engine.load_adapter(AdapterRef("none", 9, tmp_path / "none", 9))
 
-        for process in engine_processes(os.getpid()):
-            if "EngineCore" in process.name() or "EngineCore" in " ".join(process.cmdline()):
-                process.kill()
+        # All are found before one is killed, which takes others with it.
+        for process in [p for p in engine_processes(os.getpid()) if "EngineCore" in " ".join(p.cmdline())]:
+            process.kill()
         begin = time.monotonic()
-        with pytest.raises(EngineDiedError, match="ended during a rollout"):
+        # SIGKILL leaves no last words.
+        with pytest.raises(EngineDiedError, match="ended during a rollout.* It logged nothing"):
             engine.run(engine.generate(PROMPT, SamplingSettings(60)))
         assert time.monotonic() - begin < 20
     finally:
@@ -116,6 +122,66 @@ def test_generate_score_adapters_and_death(qwen3, tmp_path):
     engine.close()
     with pytest.raises(RolloutError, match="closed"):
         engine.run(engine.score(PROMPT))
+    assert_gone(lambda: engine_processes(os.getpid()))
+
+
+def check_stop_texts_and_banned_tokens(engine, policy):
+    def generate(**settings):
+        return engine.run(engine.generate(PROMPT, SamplingSettings(16, 0.7, **settings), seed=3))
+
+    free = generate()
+    stops = (decode(free.token_ids)[5:8], "never comes")
+    stopped = generate(stop=stops)
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == free.token_ids[: end_by(stops, free.token_ids)]
+    assert stopped.logprobs == pytest.approx(free.logprobs[: len(stopped.token_ids)], abs=1e-5)
+
+    banned = tuple(sorted(set(free.token_ids[:6])))
+    for temperature in (0.0, 0.7):
+        params = SamplingSettings(16, temperature, banned_token_ids=banned)
+        generation = engine.run(engine.generate(PROMPT, params, seed=3))
+        assert not set(generation.token_ids) & set(banned)
+        ids = torch.tensor([[*PROMPT, *generation.token_ids]])
+        with torch.no_grad():
+            logits = policy.model(input_ids=ids).logits[0, len(PROMPT) - 1 : -1] / (temperature or 1.0)
+        logits[:, list(banned)] = -torch.inf
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(generation.token_ids)[:, None]).squeeze(1)
+        torch.testing.assert_close(torch.tensor(generation.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_a_failed_start_shows_the_cause_in_the_engines_own_log(qwen3, tmp_path):
+    model = tmp_path / "broken"
+    shutil.copytree(qwen3, model)
+    os.truncate(model / "model.safetensors", 30_000)
+    engine = VLLMEngine(dtype="float32")
+    engine.start(EngineSpec(model=str(model), **SPEC))
+    with pytest.raises(EngineDiedError) as error:
+        engine.wait_until_ready()
+    engine.close()
+    message = str(error.value)
+    assert "SafetensorError: Error while deserializing header" in message
+    log = Path(message.rsplit("The whole log: ", 1)[1])
+    assert "Traceback" in log.read_text()
+    log.unlink()
+
+
+def test_a_start_can_be_ended_at_once_and_repeated(qwen3):
+    engine = VLLMEngine(dtype="float32")
+    # Wherever the start is after 3 s, and when the engine's processes are there.
+    for spawned in (False, True):
+        engine.start(EngineSpec(model=qwen3, **SPEC))
+        deadline = time.monotonic() + 60
+        while spawned and not engine_processes(os.getpid()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(3)
+        begin = time.monotonic()
+        engine.close()
+        assert time.monotonic() - begin < 5
+        assert_gone(lambda: engine_processes(os.getpid()))
+    engine.start(EngineSpec(model=qwen3, **SPEC))
+    engine.wait_until_ready()
+    assert len(engine.run(engine.generate(PROMPT, SamplingSettings(3))).token_ids) == 3
+    engine.close()
     assert_gone(lambda: engine_processes(os.getpid()))
 
 
@@ -201,9 +267,14 @@ def test_no_orphan_engine(qwen3, tmp_path, how):
 def engine_processes(pid):
     if not psutil.pid_exists(pid):
         return []
-    # Python's resource tracker belongs to the parent and ends with it.
-    children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        # A process that has ended is no such process or a zombie.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # Python's resource tracker belongs to the parent and ends with it.
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def assert_gone(alive, context=""):

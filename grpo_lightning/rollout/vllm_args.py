@@ -1,0 +1,68 @@
+"""Which of vLLM's own arguments a user may give to `VLLMEngine`."""
+
+import difflib
+from collections.abc import Collection, Iterable
+
+from grpo_lightning.errors import ConfigurationError
+
+_DISTRIBUTION = (
+    "it makes vLLM draw from another distribution than the one that the trainer differentiates, and no correction for "
+    "that is available"
+)
+_ADAPTER = "VLLMEngine sets it from the module's adapter"
+_TOKENIZER = "prompts and completions are token ids of the module's model, and vLLM must read them in the same way"
+
+REFUSED_ENGINE_ARGS = {
+    **dict.fromkeys(
+        (
+            "top_p",
+            "top_k",
+            "min_p",
+            "temperature",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+            "generation_config",
+            "override_generation_config",
+            "logits_processors",
+            "watermark",
+            "watermark_config",
+        ),
+        _DISTRIBUTION,
+    ),
+    "logprobs_mode": "the trainer needs the logprobs after temperature (processed_logprobs)",
+    **dict.fromkeys(("enable_lora", "max_loras", "max_lora_rank"), _ADAPTER),
+    "lora_dtype": "VLLMEngine has an argument of that name",
+    **dict.fromkeys(("model", "revision", "code_revision"), "the engine serves the module's model"),
+    **dict.fromkeys(("tokenizer", "tokenizer_mode", "tokenizer_revision", "skip_tokenizer_init"), _TOKENIZER),
+}
+"""Names that would break the run without any sign of it, each with the reason."""
+
+
+def refuse_breaking_args(names: Iterable[str]) -> None:
+    """Refuse engine arguments that would break the run.
+
+    Raises:
+        ConfigurationError: Naming the argument and the reason.
+    """
+    for name in names:
+        if name in REFUSED_ENGINE_ARGS:
+            raise ConfigurationError(f"engine_args cannot hold {name!r}: {REFUSED_ENGINE_ARGS[name]}; leave it out")
+
+
+def refuse_unknown_args(names: Iterable[str], known: Collection[str]) -> None:
+    """Refuse engine arguments that vLLM does not have.
+
+    Args:
+        names: What the user gave.
+        known: What vLLM has.
+
+    Raises:
+        ConfigurationError: Naming the argument and the most similar ones that vLLM has.
+    """
+    allowed = sorted(name for name in known if name not in REFUSED_ENGINE_ARGS and not name.startswith("_"))
+    for name in names:
+        if name not in allowed:
+            similar = difflib.get_close_matches(name, allowed)
+            hint = f"did you mean {', '.join(similar)}?" if similar else "see vllm.AsyncEngineArgs for what there is"
+            raise ConfigurationError(f"vLLM has no engine argument {name!r} (engine_args); {hint}")
