@@ -5,6 +5,7 @@ from grpo_lightning.callbacks.completions import CompletionLog
 from grpo_lightning.callbacks.epoch_line import EpochLine
 from grpo_lightning.callbacks.lora_sync import LoRAWeightSync
 from grpo_lightning.callbacks.perturbation import ParameterPerturbation
+from grpo_lightning.callbacks.prediction_writer import PredictionWriter
 from grpo_lightning.callbacks.ratio_degeneracy import RatioDegeneracyDetector
 from grpo_lightning.callbacks.run_summary import RunSummary
 
@@ -14,6 +15,7 @@ __all__ = [
     "EpochLine",
     "LoRAWeightSync",
     "ParameterPerturbation",
+    "PredictionWriter",
     "RatioDegeneracyDetector",
     "RunSummary",
 ]

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from grpo_lightning.callbacks.adapter_export import AdapterExport
 from grpo_lightning.callbacks.run_directory import run_directory
+from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.module import GRPOModule
+from grpo_lightning.runs import find_run
 
 _PACKAGES = (
     "grpo-lightning",
@@ -81,7 +84,8 @@ class RunSummary(Callback):
         if self._plot:
             draw(self._epochs, self._accuracies, picture)
         exports = [c.latest for c in getattr(trainer, "callbacks", ()) if isinstance(c, AdapterExport)]
-        print(_card(result, folder, next(iter(exports), None)), flush=True)
+        card = _card(result, folder, next(iter(exports), None))
+        print("\n".join([card, *next_commands(folder, trainer.current_epoch, trainer.max_epochs)]), flush=True)
 
 
 def summarize(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], seconds: float) -> dict[str, Any]:
@@ -160,6 +164,29 @@ def draw(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], pa
     for axes in (reward, ratio, seconds):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=110)
+
+
+def next_commands(folder: Path, epochs: int, planned: int | None) -> list[str]:
+    """Commands that go on from here, ready for the shell; none where the run was not started from the command line.
+
+    Args:
+        folder: The run's folder.
+        epochs: Epochs done.
+        planned: Epochs planned; None or -1 without a limit.
+    """
+    try:
+        config, checkpoint = find_run(folder)
+    except ConfigurationError:
+        return []
+    run = shlex.quote(str(folder))
+    # A run that came to its end needs a later end to go on to.
+    more = f" --trainer.max_epochs {2 * planned}" if planned is not None and 0 < planned <= epochs else ""
+    settings = f"-c {shlex.quote(str(config))} --ckpt_path {shlex.quote(str(checkpoint))}"
+    return [
+        f"Go on:       grpo-lightning resume {run}{more}",
+        f"Evaluate:    grpo-lightning validate {settings}",
+        f"Export:      grpo-lightning export {run} {shlex.quote(str(folder / 'export'))}",
+    ]
 
 
 def _versions() -> dict[str, str]:

@@ -32,10 +32,20 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file (on the first rank)."""
-        # By way of JSON: its numbers and text are read back as what they are, whatever YAML makes of 1e-4.
-        settings = redact(json.loads(self.parser.dump(self.config, skip_none=False, format="json")))
         folder = run_directory(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         names = itertools.chain(["config.yaml"], (f"config-{number}.yaml" for number in itertools.count(1)))
         path = next(folder / name for name in names if not (folder / name).exists())
-        path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        path.write_text(settings_text(self.parser, self.config), encoding="utf-8")
+
+
+def settings_text(parser: LightningArgumentParser, config: Namespace) -> str:
+    """All settings as YAML, without secrets.
+
+    Args:
+        parser: The parser of the command.
+        config: Its settings.
+    """
+    # By way of JSON: its numbers and text are read back as what they are, whatever YAML makes of 1e-4.
+    settings = redact(json.loads(parser.dump(config, skip_none=False, format="json")))
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

@@ -1,12 +1,8 @@
-"""``grpo-lightning`` and ``python -m grpo_lightning``."""
+"""``python -m grpo_lightning``: the same as ``grpo-lightning``."""
 
+import sys
 
-def main() -> None:
-    """Run the command line."""
-    from grpo_lightning.cli import run
-
-    run()
-
+from grpo_lightning.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

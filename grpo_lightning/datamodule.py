@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
+from grpo_lightning.arithmetic import BatchPlan
 from grpo_lightning.distributed import processes
 from grpo_lightning.errors import ConfigurationError, StaleRolloutError
 from grpo_lightning.loading import require_full_finetuning
@@ -17,17 +18,17 @@ from grpo_lightning.model_source import require_context, require_model
 from grpo_lightning.rewards.scorer import Scorer
 from grpo_lightning.rng import rng_state, set_rng_state
 from grpo_lightning.rollout.batch import PackedBatch
-from grpo_lightning.rollout.collector import collect, with_advantages
+from grpo_lightning.rollout.collector import with_advantages
 from grpo_lightning.rollout.engine import EngineSpec, RolloutEngine
 from grpo_lightning.rollout.evaluation import Scores, greedy_scores, sampled_scores
 from grpo_lightning.rollout.loader import BatchLoader
 from grpo_lightning.rollout.metrics import rollout_metrics
 from grpo_lightning.rollout.micro_batches import Layout
-from grpo_lightning.rollout.progress import rollout_bar
 from grpo_lightning.rollout.prompts import PromptEncoder, PromptSettings
 from grpo_lightning.rollout.rollout import Origin, Rollout, make_rollouts
+from grpo_lightning.rollout.sampler import Sampler
 from grpo_lightning.rollout.state import NOT_BEGUN, rollout_from_state, rollout_to_state
-from grpo_lightning.rollout.types import Group, SamplingSettings, Task
+from grpo_lightning.rollout.types import Group, Task
 from grpo_lightning.rollout.validation import validate_rollout
 from grpo_lightning.rollout.vllm_engine import VLLMEngine
 from grpo_lightning.tasks import TaskSource, hold_out, shuffled
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
 
 # Without held-out tasks there is nothing to validate, which is no reason for a warning.
 warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-
-
-_BEFORE_SETUP = "setup() runs before any generation"
 
 
 class EvaluationBatch:
@@ -91,7 +89,10 @@ class RolloutDataModule(LightningDataModule):
         reward_timeout: Seconds that one reward call may take.
         reward_errors: ``"raise"`` stops when a reward raises or times out; ``"skip"`` drops the completion, counted.
         success_reward: Reward from which on a greedy completion counts as correct in ``val/accuracy``.
-        val_batch_size: Held-out tasks generated at once.
+        val_batch_size: Held-out tasks, or tasks to predict, generated at once.
+        predict_tasks: Tasks that ``predict`` answers. Rewards that ask for fields they lack are left out.
+        predict_samples: Completions of each of them.
+        predict_temperature: Temperature of these completions; 0 is greedy.
         val_samples: Sampled answers of each held-out task, beside the greedy one, for ``val/avg_at_<n>`` and
             ``val/pass_at_<k>``: 0, or 2 and more. Every evaluation uses the same seeds.
         val_temperature: Sampling temperature of these answers.
@@ -126,6 +127,9 @@ class RolloutDataModule(LightningDataModule):
         reward_errors: Literal["raise", "skip"] = "raise",
         success_reward: float = 1.0,
         val_batch_size: int = 128,
+        predict_tasks: TaskSource | None = None,
+        predict_samples: int = 1,
+        predict_temperature: float = 0.0,
         val_samples: int = 0,
         val_temperature: float = 1.0,
         order: Callable[[int, int, int], int] = shuffled,
@@ -140,8 +144,11 @@ class RolloutDataModule(LightningDataModule):
             max_prompt_tokens=max_prompt_tokens,
             temperature=temperature,
             val_batch_size=val_batch_size,
+            predict_samples=predict_samples,
             val_temperature=val_temperature,
         )
+        if predict_temperature < 0:
+            raise ConfigurationError(f"expected predict_temperature >= 0, but got {predict_temperature}")
         if val_samples != 0 and val_samples < 2:
             raise ConfigurationError(
                 f"expected val_samples to be 0 (greedy answers only) or at least 2, but got {val_samples}"
@@ -151,12 +158,7 @@ class RolloutDataModule(LightningDataModule):
                 f"expected samples_per_prompt >= 2, but got {samples_per_prompt}: "
                 "advantages compare the samples of a group"
             )
-        if prompts_per_rollout % updates_per_rollout:
-            divisors = [d for d in range(1, prompts_per_rollout + 1) if prompts_per_rollout % d == 0]
-            raise ConfigurationError(
-                f"expected updates_per_rollout to divide prompts_per_rollout={prompts_per_rollout}, but got "
-                f"{updates_per_rollout}; choose one of {divisors}"
-            )
+        BatchPlan(prompts_per_rollout, samples_per_prompt, updates_per_rollout).check()
         if val_tasks is not None and val_size:
             raise ConfigurationError("expected val_tasks or val_size, but got both")
         if len(tasks) == 0:
@@ -182,15 +184,18 @@ class RolloutDataModule(LightningDataModule):
         self.temperature = temperature
         self._stop = _texts("stop", stop)
         self._bad_words = _texts("bad_words", bad_words)
-        self._banned_token_ids: tuple[int, ...] = ()
         self.success_reward = success_reward
         self.val_batch_size = val_batch_size
+        self.predict_tasks = predict_tasks
+        self.predict_samples = predict_samples
+        self.predict_temperature = predict_temperature
         self.val_samples = val_samples
         self.val_temperature = val_temperature
         self.order = order
         self.seed = seed
         self.rollout: Rollout | None = None
-        self._encoder: PromptEncoder | None = None
+        self._sampler: Sampler | None = None
+        self._predict_scorer = self.scorer
         self._sync_seconds = 0.0
         # Their own counts: Lightning's epoch is one behind when it first builds the loader of a resumed run.
         self._rollouts = 0
@@ -211,6 +216,12 @@ class RolloutDataModule(LightningDataModule):
         """Optimizer steps of one epoch."""
         return self.updates_per_rollout * self.inner_epochs
 
+    @property
+    def sampler(self) -> Sampler:
+        """What answers tasks; there from `setup` on."""
+        assert self._sampler is not None, "setup() runs before any generation"
+        return self._sampler
+
     def setup(self, stage: str) -> None:
         """Check the settings against the Trainer's, then begin starting the engine.
 
@@ -225,13 +236,18 @@ class RolloutDataModule(LightningDataModule):
         check_trainer(trainer, stage, self.updates_per_epoch)
         if module.hparams["full_finetuning"]:
             require_full_finetuning(self.engine, trainer.precision)
-        self.scorer.check(self.tasks[0])
-        require_context(require_model(module.model_name), self.max_prompt_tokens, self.max_tokens)
-        self._encoder = PromptEncoder(module.model_name, self.max_prompt_tokens, self._prompts)
-        self._banned_token_ids = self._encoder.banned_token_ids(self._bad_words)
-        self._encoder.check(self.tasks)
-        if self.val_tasks is not None:
-            self._encoder.check(self.val_tasks)
+        if stage == "predict":
+            self._prepare_predict()
+        else:
+            self.scorer.check(self.tasks[0])
+        self._sampler = Sampler(
+            self.engine,
+            self.prompt_encoder(module.model_name, stage),
+            max_tokens=self.max_tokens,
+            stop=self._stop,
+            bad_words=self._bad_words,
+            seed=self.seed,
+        )
         self._draw_tasks(0)
         if processes().first:
             self.engine.start(
@@ -242,6 +258,7 @@ class RolloutDataModule(LightningDataModule):
                     max_concurrency=max(
                         self.prompts_per_rollout * self.samples_per_prompt,
                         min(self.val_batch_size, len(self.val_tasks or ())) * max(1, self.val_samples),
+                        min(self.val_batch_size, len(self.predict_tasks or ())) * self.predict_samples,
                     ),
                     seed=self.seed,
                 )
@@ -249,16 +266,42 @@ class RolloutDataModule(LightningDataModule):
         if stage == "fit":
             rank_zero_info(self._arithmetic(trainer))
 
+    def prompt_encoder(self, model: str, stage: str = "fit") -> PromptEncoder:
+        """The encoder of the tasks' prompts for a model, tried on them.
+
+        Args:
+            model: Directory or hub name of the model; only its configuration and tokenizer are read.
+            stage: For ``"predict"`` the prompts of `predict_tasks` are tried.
+
+        Raises:
+            ConfigurationError: If there is no such model, its context is too short, or a prompt does not fit.
+        """
+        require_context(require_model(model), self.max_prompt_tokens, self.max_tokens)
+        encoder = PromptEncoder(model, self.max_prompt_tokens, self._prompts)
+        encoder.banned_token_ids(self._bad_words)
+        for tasks in [self.predict_tasks] if stage == "predict" else [self.tasks, self.val_tasks]:
+            if tasks is not None:
+                encoder.check(tasks)
+        return encoder
+
+    def plan(self, trainer: Any) -> BatchPlan:
+        """The batches that a Trainer will make of this module's rollouts."""
+        limited = trainer.max_epochs is not None and trainer.max_epochs > 0 and trainer.max_steps < 0
+        return BatchPlan(
+            self.prompts_per_rollout,
+            self.samples_per_prompt,
+            self.updates_per_rollout,
+            trainer.accumulate_grad_batches,
+            self.inner_epochs,
+            trainer.world_size,
+            trainer.max_epochs if limited else None,
+        )
+
     def _arithmetic(self, trainer: Any) -> str:
-        completions = self.prompts_per_rollout * self.samples_per_prompt
-        passes = f" x {self.inner_epochs} passes" if self.inner_epochs > 1 else ""
         held_out = f", {len(self.val_tasks)} held out" if self.val_tasks is not None else ""
-        ranks = f" in each of {trainer.world_size} processes" if trainer.world_size > 1 else ""
         return (
-            f"Each epoch: {self.prompts_per_rollout} prompts x {self.samples_per_prompt} samples = {completions} "
-            f"completions of at most {self.max_tokens} tokens -> {_count(self.updates_per_rollout, 'update')}{passes} "
-            f"of {completions // self.updates_per_rollout} completions in "
-            f"{_count(trainer.accumulate_grad_batches, 'micro-batch')}{ranks}. {len(self.tasks)} tasks{held_out}."
+            f"Each epoch: {self.plan(trainer)}. Completions of at most {self.max_tokens} tokens; "
+            f"{len(self.tasks)} tasks{held_out}."
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -369,7 +412,7 @@ class RolloutDataModule(LightningDataModule):
             return 0
         layout = self._layout()
         origin, groups, position = rollout_from_state(state["rollout"], layout, self.tasks)
-        rollouts = make_rollouts(origin, groups, layout, module.token_weights, self._sampling(self.temperature))
+        rollouts = make_rollouts(origin, groups, layout, module.token_weights, self.sampler.settings(self.temperature))
         self.rollout = rollouts[processes().rank]
         return position
 
@@ -379,12 +422,12 @@ class RolloutDataModule(LightningDataModule):
         begin = time.perf_counter()
         # To overfit means the same tasks again and again.
         indices = self._draw_tasks(0 if self._trainer().overfit_batches else self._tasks_drawn)
-        groups = self._collect(
+        groups = self._sample(
             f"Rollout {self._rollouts}",
             [self.tasks[index] for index in indices],
             samples=self.samples_per_prompt,
             temperature=self.temperature,
-            seed_key=f"{self.seed}/{self._rollouts}",
+            key=self._rollouts,
         )
         validate_rollout(groups)
         groups = with_advantages(groups)
@@ -398,7 +441,9 @@ class RolloutDataModule(LightningDataModule):
         metrics["throughput/rollout_tokens_per_second"] = metrics["tokens/sampled"] / seconds
         self._sync_seconds = 0.0
         origin = Origin(module.policy_version, self._rollouts, epoch, tuple(indices), metrics)
-        return make_rollouts(origin, groups, self._layout(), module.token_weights, self._sampling(self.temperature))
+        return make_rollouts(
+            origin, groups, self._layout(), module.token_weights, self.sampler.settings(self.temperature)
+        )
 
     def _draw_tasks(self, first: int) -> list[int]:
         """Indices of a rollout's tasks, after ``first`` tasks were drawn."""
@@ -409,10 +454,48 @@ class RolloutDataModule(LightningDataModule):
         """Batches of held-out tasks. They are generated in the validation step, when the policy is current."""
         if self.val_tasks is None:
             return []
-        tasks = [self.val_tasks[i] for i in range(len(self.val_tasks))]
+        return self._task_loader(self.val_tasks)
+
+    def _task_loader(self, source: TaskSource) -> BatchLoader[EvaluationBatch]:
+        tasks = [source[i] for i in range(len(source))]
         size = self.val_batch_size
         batches = [EvaluationBatch(tuple(tasks[i : i + size])) for i in range(0, len(tasks), size)]
         return BatchLoader(batches)
+
+    def _prepare_predict(self) -> None:
+        self._predict_scorer, missing = self.scorer.applicable(self._tasks_to_predict()[0])
+        for name, fields in missing.items():
+            rank_zero_info(f"Reward {name!r} is left out: the tasks to predict have no {', '.join(map(repr, fields))}.")
+
+    def _tasks_to_predict(self) -> TaskSource:
+        if self.predict_tasks is None or len(self.predict_tasks) == 0:
+            raise ConfigurationError(
+                "predict needs tasks, but there are none; set predict_tasks, for example to JsonlTasks('prompts.jsonl')"
+            )
+        return self.predict_tasks
+
+    def predict_dataloader(self) -> BatchLoader[EvaluationBatch]:
+        """Batches of the tasks to predict, which `predict` answers.
+
+        Raises:
+            ConfigurationError: If there are none.
+        """
+        return self._task_loader(self._tasks_to_predict())
+
+    def predict(self, batch: EvaluationBatch) -> list[Group]:
+        """Answer tasks with ``predict_samples`` completions each."""
+        return processes().from_first(lambda: self._predict(batch))
+
+    def _predict(self, batch: EvaluationBatch) -> list[Group]:
+        self.ensure_synced()
+        return self._sample(
+            "Prediction",
+            batch.tasks,
+            samples=self.predict_samples,
+            temperature=self.predict_temperature,
+            key="predict",
+            scorer=self._predict_scorer,
+        )
 
     def evaluate(self, batch: EvaluationBatch) -> Scores:
         """Answer held-out tasks greedily, and with ``val_samples`` by sampling as well.
@@ -425,44 +508,22 @@ class RolloutDataModule(LightningDataModule):
     def _evaluate(self, batch: EvaluationBatch) -> Scores:
         self.ensure_synced()
         # The seeds know no epoch: evaluations differ by the policy alone.
-        key = f"{self.seed}/val"
-        greedy = self._collect("Evaluation", batch.tasks, samples=1, temperature=0.0, seed_key=key)
+        greedy = self._sample("Evaluation", batch.tasks, samples=1, temperature=0.0, key="val")
         scores = greedy_scores(greedy, self.scorer.names, self.success_reward)
         if self.val_samples:
-            sampled = self._collect(
+            sampled = self._sample(
                 "Sampled evaluation",
                 batch.tasks,
                 samples=self.val_samples,
                 temperature=self.val_temperature,
-                seed_key=key,
+                key="val",
             )
             scores |= sampled_scores(sampled, self.success_reward)
         return scores
 
-    def _collect(
-        self, title: str, tasks: Sequence[Task], *, samples: int, temperature: float, seed_key: str
-    ) -> list[Group]:
-        encoder = self._encoder
-        assert encoder is not None, _BEFORE_SETUP
-        with rollout_bar(title, len(tasks) * samples, self._trainer().progress_bar_callback) as on_sample:
-            return self.engine.run(
-                collect(
-                    self.engine,
-                    [(task, encoder(task)) for task in tasks],
-                    samples_per_task=samples,
-                    sampling=self._sampling(temperature),
-                    scorer=self.scorer,
-                    decode=encoder.decode,
-                    seed_key=seed_key,
-                    on_sample=on_sample,
-                )
-            )
-
-    def _sampling(self, temperature: float) -> SamplingSettings:
-        assert self._encoder is not None, _BEFORE_SETUP
-        return SamplingSettings(
-            self.max_tokens, temperature, self._encoder.stop_token_ids, self._stop, self._banned_token_ids
-        )
+    def _sample(self, title: str, tasks: Sequence[Task], scorer: Scorer | None = None, **settings: Any) -> list[Group]:
+        bar = self._trainer().progress_bar_callback
+        return self.sampler.sample(title, tasks, scorer or self.scorer, trainer_bar=bar, **settings)
 
     def _trainer(self) -> Any:
         if self.trainer is None:
@@ -478,11 +539,6 @@ class RolloutDataModule(LightningDataModule):
                 f"expected a GRPOModule beside {type(self).__name__}, but got {type(module).__name__}"
             )
         return module
-
-
-def _count(number: int, noun: str) -> str:
-    plural = "es" if noun.endswith("ch") else "s"
-    return f"{number} {noun}{plural if number != 1 else ''}"
 
 
 def _texts(name: str, values: list[str] | str | None) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from grpo_lightning.metrics import EpochStatistics, RatioStats
 from grpo_lightning.policy import Policy
 from grpo_lightning.redact import redact, redact_hyperparameters
 from grpo_lightning.rollout.batch import PackedBatch
+from grpo_lightning.rollout.types import Predictions
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,12 @@ class GRPOModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks without which a run would be unsafe or mute, where the Trainer has none of their kind."""
-        from grpo_lightning.callbacks import EpochLine, LoRAWeightSync, RatioDegeneracyDetector
+        from grpo_lightning.callbacks import EpochLine, LoRAWeightSync, PredictionWriter, RatioDegeneracyDetector
 
         present = self.trainer.callbacks  # type: ignore[attr-defined]
         kinds: tuple[type[Callback], ...] = (LoRAWeightSync, RatioDegeneracyDetector, EpochLine)
+        if self.trainer.predicting:
+            kinds += (PredictionWriter,)
         return [kind() for kind in kinds if not any(isinstance(c, kind) for c in present)]
 
     def configure_optimizers(self) -> Any:
@@ -335,6 +338,10 @@ class GRPOModule(LightningModule):
                     prog_bar=name == "accuracy",
                     sync_dist=True,
                 )
+
+    def predict_step(self, batch: EvaluationBatch, batch_idx: int) -> Predictions:
+        """Answer one batch of the tasks to predict."""
+        return Predictions(self.trainer.datamodule.predict(batch))  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained, drop the frozen base and any secret; note the start, the version, the epoch so far."""

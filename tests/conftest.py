@@ -19,7 +19,7 @@ TINY = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 4096,
     # Larger than usual, so that the random model prefers some tokens to others and positions matter.
     "initializer_range": 0.15,
     "bos_token_id": None,
@@ -42,7 +42,7 @@ def save_tokenizer(directory: Path) -> None:
         pad_token=PAD,
         unk_token=UNKNOWN,
         clean_up_tokenization_spaces=False,
-        model_max_length=512,
+        model_max_length=4096,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(directory)

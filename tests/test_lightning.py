@@ -343,7 +343,7 @@ class TestDataModule:
         ("settings", "message"),
         [
             ({"samples_per_prompt": 1}, "samples_per_prompt >= 2"),
-            ({"updates_per_rollout": 3}, r"choose one of \[1, 2, 4\]"),
+            ({"updates_per_rollout": 3}, r"use --data.updates_per_rollout 2 \(or another of \[1, 2, 4\]\)"),
             ({"max_tokens": 0}, "max_tokens > 0"),
             ({"temperature": 0.0}, "temperature > 0"),
             ({"val_size": 36}, "val_size is 36"),

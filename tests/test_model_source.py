@@ -6,8 +6,8 @@ from lightning.pytorch import Trainer
 
 from grpo_lightning import GRPOModule, RolloutDataModule
 from grpo_lightning.errors import ConfigurationError
+from grpo_lightning.loading import load_policy
 from grpo_lightning.model_source import require_context, require_model
-from grpo_lightning.policy import load_policy
 from grpo_lightning.tasks import SumTasks
 
 
@@ -18,7 +18,7 @@ def config_in(directory, **settings):
 
 
 def test_gives_the_configuration_of_a_model(tiny_model):
-    assert require_model(tiny_model).max_position_embeddings == 512
+    assert require_model(tiny_model).max_position_embeddings == 4096
 
 
 @pytest.mark.parametrize("name", ["{0}/none", "./none", "a/b/none"])
@@ -111,8 +111,8 @@ class TestRun:
         assert "expected a model directory" in self.refused(tmp_path, str(tmp_path / "none"))
 
     def test_too_long_for_the_context(self, tmp_path, tiny_model):
-        message = self.refused(tmp_path, tiny_model, max_prompt_tokens=500, max_tokens=13)
-        assert "500 + 13 = 513; set max_tokens to at most 12" in message
+        message = self.refused(tmp_path, tiny_model, max_prompt_tokens=4000, max_tokens=97)
+        assert "4000 + 97 = 4097; set max_tokens to at most 96" in message
 
     def test_prompt_too_long(self, tmp_path, tiny_model):
         message = self.refused(tmp_path, tiny_model, max_prompt_tokens=20)

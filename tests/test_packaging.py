@@ -48,7 +48,7 @@ def test_the_wheel_is_one_package(tmp_path):
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("grpo_lightning", "callbacks"):
+    for name in ("grpo_lightning", "callbacks", "configs"):
         shutil.copytree(ROOT / name, source / name, symlinks=True)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, source],
@@ -60,10 +60,16 @@ def test_the_wheel_is_one_package(tmp_path):
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"grpo_lightning"}
     assert "grpo_lightning/callbacks/ratio_degeneracy.py" in names
     assert "grpo_lightning/py.typed" in names
+    assert "grpo_lightning/configs/demo_cpu.yaml" in names
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     found = python(
         f"import sys; sys.path.insert(0, {str(site)!r}); import grpo_lightning.callbacks as c; print(c.__file__)",
         cwd=tmp_path,
     )
+    listed = python(
+        f"import sys; sys.path.insert(0, {str(site)!r}); from grpo_lightning.cli import main; main(['ls'])",
+        cwd=tmp_path,
+    )
+    assert {line.split()[0] for line in listed.splitlines()} == {p.stem for p in (ROOT / "configs").glob("*.yaml")}
     assert found.strip() == str(site / "grpo_lightning" / "callbacks" / "__init__.py")

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import copy
 import inspect
 import math
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -69,21 +70,35 @@ class Scorer:
         Raises:
             ConfigurationError: Naming function, parameter and the fields that there are.
         """
-        fields = _fields(task)
         for name, function in self._functions.items():
-            parameters = list(inspect.signature(function).parameters.values())
-            if not parameters:
-                raise ConfigurationError(f"expected reward {name!r} to take the completion, but it takes no argument")
-            missing = [
-                p.name
-                for p in parameters[1:]
-                if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in fields
-            ]
+            missing = _missing_fields(name, function, task)
             if missing:
                 raise ConfigurationError(
                     f"reward {name!r} asks for {', '.join(map(repr, missing))}, but the tasks have "
-                    f"{', '.join(map(repr, sorted(fields)))}"
+                    f"{', '.join(map(repr, sorted(_fields(task))))}"
                 )
+
+    def applicable(self, task: Task) -> tuple["Scorer", dict[str, list[str]]]:
+        """The same without the functions that ask for a field that the task does not have.
+
+        Returns:
+            A scorer, perhaps without functions, and for each function left out the fields it misses.
+        """
+        missing = {name: _missing_fields(name, function, task) for name, function in self._functions.items()}
+        kept = [name for name, fields in missing.items() if not fields]
+        return self.only(kept), {name: fields for name, fields in missing.items() if fields}
+
+    def only(self, names: Collection[str]) -> "Scorer":
+        """The same with some of the functions, perhaps none."""
+        scorer = copy.copy(self)
+        scorer._functions = {name: function for name, function in self._functions.items() if name in names}
+        return scorer
+
+    def raising(self) -> "Scorer":
+        """The same, but the first failure raises."""
+        scorer = copy.copy(self)
+        scorer._on_error = "raise"
+        return scorer
 
     async def score(self, task: Task, completion: str) -> tuple[dict[str, float | None], float | None, str | None]:
         """Call every function.
@@ -120,6 +135,18 @@ class Scorer:
         if not values:
             return rewards, None, "no reward applies to this task"
         return rewards, math.fsum(values), None
+
+
+def _missing_fields(name: str, function: RewardFunction, task: Task) -> list[str]:
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters:
+        raise ConfigurationError(f"expected reward {name!r} to take the completion, but it takes no argument")
+    fields = _fields(task)
+    return [
+        p.name
+        for p in parameters[1:]
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in fields
+    ]
 
 
 async def _call(function: RewardFunction, completion: str, fields: Mapping[str, Any]) -> Any:

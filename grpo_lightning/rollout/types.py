@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 Message = Mapping[str, Any]
 """One chat message in the OpenAI shape: ``{"role": ..., "content": ...}``."""
@@ -138,3 +138,11 @@ class Group:
     prompt_ids: tuple[int, ...]
     samples: tuple[Sample, ...]
     advantages: tuple[float, ...] = ()
+
+
+class Predictions(tuple[Group, ...]):
+    """Answered tasks as one value: Lightning would take a plain tuple apart to move it between devices."""
+
+    def to(self, device: Any, non_blocking: bool = False) -> Self:
+        """Itself: there are no tensors."""
+        return self

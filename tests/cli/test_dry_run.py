@@ -1,0 +1,74 @@
+"""Everything but the run."""
+
+from pathlib import Path
+
+import pytest
+
+from grpo_lightning.cli import main
+from grpo_lightning.cli.lightning_command import split_dry_run
+from grpo_lightning.module import GRPOModule
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["-c", "a.yaml"], (False, None, ["-c", "a.yaml"])),
+        (["--dry-run", "-c", "a.yaml"], (True, None, ["-c", "a.yaml"])),
+        (["-c", "a.yaml", "--dry-run"], (True, None, ["-c", "a.yaml"])),
+        (["--dry-run", "there", "-c", "a.yaml"], (True, Path("there"), ["-c", "a.yaml"])),
+        (["-c", "a.yaml", "--dry-run=there"], (True, Path("there"), ["-c", "a.yaml"])),
+    ],
+)
+def test_the_option(args, expected):
+    assert split_dry_run(args) == expected
+
+
+def test_it_says_what_the_run_would_be(settings, folder, capsys, monkeypatch):
+    def no_weights(self):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(GRPOModule, "configure_model", no_weights)
+    args = ["--trainer.accumulate_grad_batches=2", "--data.engine=grpo_lightning.VLLMEngine"]
+    assert main(["fit", *settings, *args, "--dry-run", "checked"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "2 prompts x 2 samples = 4 completions -> 2 updates of 2, each in 2 micro-batches; "
+        "2 epochs = 4 updates, 8 completions"
+    ) in out
+    assert "Tasks:    439, 2 held out; the first prompt has " in out
+    assert "Rewards:  one_is_longer" in out
+    assert "Run in:   runs/small run/version_0" in out
+    assert "Settings: checked/config.yaml" in out
+    assert not (folder / "runs").exists()
+
+
+def test_the_resolved_settings_run(settings, folder):
+    assert main(["fit", *settings, "--dry-run", "checked", "--trainer.max_epochs=1"]) == 0
+    assert main(["fit", "-c", "checked/config.yaml"]) == 0
+    assert (folder / "runs/small run/version_0/checkpoints/last.ckpt").exists()
+
+
+def test_a_folder_of_its_own_by_default(settings, folder, capsys):
+    assert main(["fit", *settings, "--dry-run"]) == 0
+    (written,) = (folder / "runs").glob("dry-run-*/config.yaml")
+    assert f"Settings: {written.relative_to(folder)}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--data.updates_per_rollout=4", "use --data.updates_per_rollout 2"),
+        ("--data.rewards=[own_parts.wants_difficulty]", "reward 'wants_difficulty' asks for 'difficulty'"),
+        ("--data.max_prompt_tokens=3", "expected a prompt of 1 to 3 tokens"),
+    ],
+)
+def test_what_could_not_work_is_refused(settings, folder, setting, message, capsys):
+    assert main(["fit", *settings, setting, "--dry-run", "checked"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "checked").exists()
+
+
+def test_earlier_settings_are_not_overwritten(settings, folder, capsys):
+    assert main(["fit", *settings, "--dry-run", "checked"]) == 0
+    assert main(["fit", *settings, "--dry-run", "checked"]) == 2
+    assert "expected a new file for the settings, but checked/config.yaml exists already" in capsys.readouterr().err

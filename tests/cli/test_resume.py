@@ -1,0 +1,105 @@
+"""Going on with a run from its folder alone, with the commands that a run prints."""
+
+import csv
+import json
+import re
+import shlex
+import shutil
+
+import pytest
+
+from grpo_lightning.cli import main
+
+RUN = "runs/small run/version_0"
+
+
+def steps(folder):
+    """Epoch and step of each training row of the metrics."""
+    with (folder / RUN / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [(int(float(r["epoch"])), int(r["step"])) for r in rows if r["reward/mean"]]
+
+
+def completions(folder):
+    return [json.loads(line)["epoch"] for line in (folder / RUN / "completions.jsonl").read_text().splitlines()]
+
+
+def test_a_run_goes_on_in_its_folder(settings, folder):
+    assert main(["fit", *settings]) == 0
+    assert main(["resume", RUN, "--trainer.max_epochs=4"]) == 0
+    assert steps(folder) == [(0, 1), (1, 3), (2, 5), (3, 7)]
+    assert completions(folder) == [e for e in range(4) for _ in range(4)]
+    assert [path.name for path in (folder / "runs/small run").iterdir()] == ["version_0"]
+    assert [path.name for path in (folder / RUN / "checkpoints").glob("last*")] == ["last.ckpt"]
+    # Settings given when it went on are those of the next time.
+    assert main(["resume", RUN]) == 0
+    assert len(steps(folder)) == 4
+
+
+def test_what_came_after_the_checkpoint_stands_there_once(settings, folder):
+    assert main(["fit", *settings, "--trainer.max_epochs=3"]) == 0
+    checkpoints = folder / RUN / "checkpoints"
+    # The newest ones were lost, and one was cut off while it was written.
+    (checkpoints / "last.ckpt").write_bytes((checkpoints / "last.ckpt").read_bytes()[:1000])
+    (late,) = checkpoints.glob("*step=6.ckpt")
+    late.unlink()
+    assert main(["resume", RUN]) == 0
+    assert steps(folder) == [(0, 1), (1, 3), (2, 5)]
+    assert completions(folder) == [e for e in range(3) for _ in range(4)]
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is(settings, folder):
+    assert main(["fit", *settings]) == 0
+    shutil.move(folder / "runs", folder / "elsewhere")
+    assert main(["resume", "elsewhere/small run/version_0", "--trainer.max_epochs=3"]) == 0
+    assert not (folder / "runs").exists()
+    assert (folder / "elsewhere/small run/version_0/metrics.csv").read_text().count("\n") > 3
+
+
+def test_wrong_overrides_leave_the_run_as_it_is(settings, folder, capsys):
+    assert main(["fit", *settings]) == 0
+    before = (folder / RUN / "metrics.csv").read_text()
+    assert main(["resume", RUN, "--model.lerning_rate=1"]) == 2
+    assert "did you mean model.learning_rate?" in capsys.readouterr().err
+    assert (folder / RUN / "metrics.csv").read_text() == before
+
+
+def test_every_printed_command_works(settings, folder, capsys):
+    assert main(["fit", *settings]) == 0
+    card = capsys.readouterr().out
+    printed = re.findall(r"^(\S[\w ]+): +grpo-lightning (.+)$", card, flags=re.MULTILINE)
+    assert [name for name, _ in printed] == ["Go on", "Evaluate", "Export"]
+    for _, command in printed:
+        assert main(shlex.split(command)) == 0, command
+    assert (folder / RUN / "export" / "adapter_config.json").is_file()
+    # Going on means more epochs than the run had.
+    assert len(steps(folder)) == 4
+
+
+def test_an_interrupted_run_prints_how_to_go_on(settings, folder, capsys):
+    assert main(["fit", *settings, "--trainer.max_epochs=3", "--data.rewards=[own_parts.FailsLate]"]) == 1
+    out, err = capsys.readouterr()
+    assert "FailsLate" in err
+    assert f"Go on:       grpo-lightning resume '{RUN}'\n" in out
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], r"run/config.yaml \(not there\), run/checkpoints/\*.ckpt \(not there\)"),
+        (["config.yaml"], r"run/config.yaml \(found\), run/checkpoints/\*.ckpt \(not there\)"),
+        (
+            ["config.yaml", "checkpoints/last.ckpt"],
+            r"\*.ckpt \(found\), run/checkpoints/\*.ckpt \(whole\) \(not there\)",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_run_is_refused(folder, files, message, capsys):
+    for name in files:
+        path = folder / "run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("not a checkpoint")
+    assert main(["resume", "run"]) == 2
+    error = capsys.readouterr().err
+    assert "expected a run to resume in run, but it holds none; looked for" in error
+    assert re.search(message, error)

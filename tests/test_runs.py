@@ -1,0 +1,83 @@
+import json
+import os
+import zipfile
+
+import pytest
+
+from grpo_lightning.errors import ConfigurationError
+from grpo_lightning.runs import Progress, drop_later_records, find_run
+
+
+def checkpoint(folder, name, *, whole=True, age=0):
+    path = folder / "checkpoints" / name
+    path.parent.mkdir(exist_ok=True)
+    if whole:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("data", "weights")
+    else:
+        path.write_bytes(b"PK\x03\x04 cut off")
+    os.utime(path, (1000 - age, 1000 - age))
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: {}\n")
+    return tmp_path
+
+
+def test_last_comes_first(run):
+    checkpoint(run, "epoch=9-step=90.ckpt")
+    last = checkpoint(run, "last.ckpt", age=50)
+    assert find_run(run) == (run / "config.yaml", last)
+
+
+def test_the_newest_of_several_last_ones(run):
+    checkpoint(run, "last.ckpt", age=50)
+    newer = checkpoint(run, "last-v1.ckpt", age=10)
+    assert find_run(run)[1] == newer
+
+
+def test_else_the_highest_step_whatever_its_age(run):
+    checkpoint(run, "last.ckpt", whole=False)
+    checkpoint(run, "epoch=1-step=9.ckpt")
+    highest = checkpoint(run, "epoch=2-step=10.ckpt", age=99)
+    checkpoint(run, "epoch=3-step=11.ckpt", whole=False)
+    assert find_run(run)[1] == highest
+
+
+def test_the_settings_of_the_last_time(run):
+    last = checkpoint(run, "last.ckpt")
+    for number in (1, 2, 10):
+        (run / f"config-{number}.yaml").write_text("model: {}\n")
+    assert find_run(run) == (run / "config-10.yaml", last)
+
+
+def test_without_settings_it_is_no_run(tmp_path):
+    checkpoint(tmp_path, "last.ckpt")
+    with pytest.raises(ConfigurationError, match=r"config.yaml \(not there\), .*ckpt \(found\)"):
+        find_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("progress", "rows", "epochs"),
+    [
+        # Saved at the end of the second epoch, with what was validated after it.
+        (Progress(begun=2, finished=2, step=4), [",0,", "0,1,0.5", "1,3,0.6", "1,4,0.8"], [0, 1]),
+        # Saved within the third.
+        (Progress(begun=3, finished=2, step=5), [",0,", "0,1,0.5", "1,3,0.6", "1,4,0.8", "2,4,0.1"], [0, 1, 2]),
+    ],
+)
+def test_later_records_go(tmp_path, progress, rows, epochs):
+    header, *written = ["epoch,step,reward", ",0,", "0,1,0.5", "1,3,0.6", "1,4,0.8", "2,4,0.1", "2,5,0.7", "3,7,0.9"]
+    (tmp_path / "metrics.csv").write_text("\n".join([header, *written, ""]))
+    lines = [json.dumps({"epoch": e, "text": "ä"}, ensure_ascii=False) + "\n" for e in range(4)]
+    (tmp_path / "completions.jsonl").write_text("".join(lines))
+    drop_later_records(tmp_path, progress)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == [header, *rows]
+    assert (tmp_path / "completions.jsonl").read_text() == "".join(lines[e] for e in epochs)
+
+
+def test_a_folder_without_records_stays_empty(tmp_path):
+    drop_later_records(tmp_path, Progress(begun=0, finished=0, step=0))
+    assert list(tmp_path.iterdir()) == []
