@@ -44,6 +44,25 @@ class RunSummary(Callback):
         self._epochs: list[dict[str, float]] = []
         self._accuracies: list[tuple[int, float]] = []
 
+    @property
+    def state_key(self) -> str:
+        """Key of the state in checkpoints, independent of the class's name."""
+        return "grpo_lightning.run_summary"
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was collected, so that the summary of a resumed run is that of the whole run."""
+        return {
+            "epochs": self._epochs,
+            "accuracies": [list(pair) for pair in self._accuracies],
+            "seconds": time.monotonic() - self._begin,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._epochs = list(state_dict["epochs"])
+        self._accuracies = [(epoch, accuracy) for epoch, accuracy in state_dict["accuracies"]]
+        self._begin -= state_dict["seconds"]
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock before the engine and the model load. Have all ranks agree on the run's folder."""
         if stage == "fit":

@@ -5,18 +5,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
 from grpo_lightning.arithmetic import BatchPlan
 from grpo_lightning.distributed import processes
-from grpo_lightning.errors import ConfigurationError, StaleRolloutError
+from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.loading import require_full_finetuning
 from grpo_lightning.model_source import require_context, require_model
 from grpo_lightning.rewards.scorer import Scorer
-from grpo_lightning.rng import rng_state, set_rng_state
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.collector import with_advantages
 from grpo_lightning.rollout.engine import EngineSpec, RolloutEngine
@@ -27,7 +25,10 @@ from grpo_lightning.rollout.micro_batches import Layout
 from grpo_lightning.rollout.prompts import PromptEncoder, PromptSettings
 from grpo_lightning.rollout.rollout import Origin, Rollout, make_rollouts
 from grpo_lightning.rollout.sampler import Sampler
-from grpo_lightning.rollout.state import NOT_BEGUN, rollout_from_state, rollout_to_state
+from grpo_lightning.rollout.schedule import RolloutSchedule
+from grpo_lightning.rollout.state import rollout_from_state
+from grpo_lightning.rollout.sync import sync_engine
+from grpo_lightning.rollout.task_batch import TaskBatch, task_loader
 from grpo_lightning.rollout.types import Group, Task
 from grpo_lightning.rollout.validation import validate_rollout
 from grpo_lightning.rollout.vllm_engine import VLLMEngine
@@ -40,22 +41,6 @@ if TYPE_CHECKING:
 
 # Without held-out tasks there is nothing to validate, which is no reason for a warning.
 warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-
-
-class EvaluationBatch:
-    """Held-out tasks of one validation step.
-
-    Args:
-        tasks: The tasks.
-    """
-
-    # Not a dataclass, as `PackedBatch` is none.
-    def __init__(self, tasks: tuple[Task, ...]) -> None:
-        self.tasks = tasks
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "EvaluationBatch":
-        """Itself: tasks hold no tensors."""
-        return self
 
 
 class RolloutDataModule(LightningDataModule):
@@ -193,14 +178,10 @@ class RolloutDataModule(LightningDataModule):
         self.val_temperature = val_temperature
         self.order = order
         self.seed = seed
-        self.rollout: Rollout | None = None
+        self._schedule = RolloutSchedule()
         self._sampler: Sampler | None = None
         self._predict_scorer = self.scorer
         self._sync_seconds = 0.0
-        # Their own counts: Lightning's epoch is one behind when it first builds the loader of a resumed run.
-        self._rollouts = 0
-        self._tasks_drawn = 0
-        self._restored: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         # LightningDataModule.__str__ builds every loader, which here would start a rollout.
@@ -217,6 +198,11 @@ class RolloutDataModule(LightningDataModule):
         return self.updates_per_rollout * self.inner_epochs
 
     @property
+    def rollout(self) -> Rollout | None:
+        """The rollout that is trained on, as this process sees it."""
+        return self._schedule.current
+
+    @property
     def sampler(self) -> Sampler:
         """What answers tasks; there from `setup` on."""
         assert self._sampler is not None, "setup() runs before any generation"
@@ -229,10 +215,7 @@ class RolloutDataModule(LightningDataModule):
             ConfigurationError: If the run could not work, before anything expensive has happened.
         """
         trainer, module = self._trainer(), self._module()
-        # What an earlier run sampled, perhaps with another module of the same version, is not this run's.
-        self.rollout, self._restored = None, None
-        if module.policy_version == 0:
-            self._rollouts = self._tasks_drawn = 0
+        self._schedule.begin_run(fresh=module.policy_version == 0)
         check_trainer(trainer, stage, self.updates_per_epoch)
         if module.hparams["full_finetuning"]:
             require_full_finetuning(self.engine, trainer.precision)
@@ -249,20 +232,18 @@ class RolloutDataModule(LightningDataModule):
             seed=self.seed,
         )
         self._draw_tasks(0)
-        if processes().first:
-            self.engine.start(
-                EngineSpec(
-                    model=module.model_name,
-                    lora_rank=module.adapter_rank,
-                    max_length=self.max_prompt_tokens + self.max_tokens,
-                    max_concurrency=max(
-                        self.prompts_per_rollout * self.samples_per_prompt,
-                        min(self.val_batch_size, len(self.val_tasks or ())) * max(1, self.val_samples),
-                        min(self.val_batch_size, len(self.predict_tasks or ())) * self.predict_samples,
-                    ),
-                    seed=self.seed,
-                )
-            )
+        spec = EngineSpec(
+            model=module.model_name,
+            lora_rank=module.adapter_rank,
+            max_length=self.max_prompt_tokens + self.max_tokens,
+            max_concurrency=max(
+                self.prompts_per_rollout * self.samples_per_prompt,
+                min(self.val_batch_size, len(self.val_tasks or ())) * max(1, self.val_samples),
+                min(self.val_batch_size, len(self.predict_tasks or ())) * self.predict_samples,
+            ),
+            seed=self.seed,
+        )
+        processes().from_first(lambda: self.engine.start(spec))
         if stage == "fit":
             rank_zero_info(self._arithmetic(trainer))
 
@@ -309,25 +290,11 @@ class RolloutDataModule(LightningDataModule):
 
         All processes must call it.
         """
-        state: dict[str, Any] = {
-            "rollouts": self._rollouts,
-            "tasks_drawn": self._tasks_drawn,
-            "rng": processes().gather(rng_state()),
-            "rollout": None,
-        }
-        rollout, loop = self.rollout, self._trainer().fit_loop
-        # Lightning's own counts say whether the epoch of a rollout has begun or ended, in whatever hook this runs.
-        progress = loop.epoch_progress.current
-        if rollout is not None and rollout.origin.epoch == progress.processed:
-            begun = progress.started > progress.processed
-            position = loop.epoch_loop.batch_progress.current.processed if begun else NOT_BEGUN
-            state["rollout"] = rollout_to_state(rollout, self._layout(), position)
-        return state
+        return self._schedule.state_dict(self._trainer().fit_loop, self._layout())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there, when the train loader is next asked for."""
-        self._rollouts, self._tasks_drawn = state_dict["rollouts"], state_dict["tasks_drawn"]
-        self._restored = state_dict
+        self._schedule.load_state_dict(state_dict)
 
     def _layout(self) -> Layout:
         trainer = self._trainer()
@@ -355,23 +322,8 @@ class RolloutDataModule(LightningDataModule):
         """
         from grpo_lightning.callbacks import LoRAWeightSync
 
-        module = self._module()
         sync = next((c for c in self._trainer().callbacks if isinstance(c, LoRAWeightSync)), None)
-        self.engine.wait_until_ready()
-        if self.engine.policy_version != module.policy_version and sync is not None:
-            begin = time.perf_counter()
-            sync.publish(module, self.engine)
-            self._sync_seconds += time.perf_counter() - begin
-        if self.engine.policy_version != module.policy_version:
-            raise StaleRolloutError(
-                f"the engine serves policy version {self.engine.policy_version}, but the trainer is at version "
-                f"{module.policy_version}: training on its samples would be off-policy without a sign. "
-                + (
-                    "The Trainer has no LoRAWeightSync callback; add one."
-                    if sync is None
-                    else f"{type(sync).__name__}.publish did not load the adapter into the engine."
-                )
-            )
+        self._sync_seconds += sync_engine(self.engine, self._module(), sync)
 
     def train_dataloader(self) -> BatchLoader[PackedBatch]:
         """Make the epoch's rollout, or give it again if Lightning asks twice.
@@ -389,9 +341,8 @@ class RolloutDataModule(LightningDataModule):
         epoch = self._trainer().fit_loop.epoch_progress.current.processed
         start = self._restore(module, epoch)
         if self.rollout is None or self.rollout.origin.epoch != epoch:
-            self.rollout = processes().scatter_from_first(lambda: self._make_rollouts(module, epoch))
-            self._rollouts += 1
-            self._tasks_drawn += self.prompts_per_rollout
+            self._schedule.add(processes().scatter_from_first(lambda: self._make_rollouts(module, epoch)))
+        assert self.rollout is not None
         return BatchLoader(self.rollout.batches, start)
 
     def _restore(self, module: "GRPOModule", epoch: int) -> int:
@@ -400,20 +351,14 @@ class RolloutDataModule(LightningDataModule):
         Returns:
             How many of its micro-batches were trained on.
         """
-        state, self._restored = self._restored, None
-        if state is None:
+        if self._schedule.restoring:
+            # Loading the engine's model may draw from the generators.
+            processes().from_first(self.engine.wait_until_ready)
+        saved = self._schedule.take_restored(epoch)
+        if saved is None:
             return 0
-        if processes().first:
-            # Loading its model may draw from the generators.
-            self.engine.wait_until_ready()
-        if len(state["rng"]) == processes().count:
-            set_rng_state(state["rng"][processes().rank])
-        if state["rollout"] is None or state["rollout"]["epoch"] != epoch:
-            return 0
-        layout = self._layout()
-        origin, groups, position = rollout_from_state(state["rollout"], layout, self.tasks)
-        rollouts = make_rollouts(origin, groups, layout, module.token_weights, self.sampler.settings(self.temperature))
-        self.rollout = rollouts[processes().rank]
+        origin, groups, position = rollout_from_state(saved, self._layout(), self.tasks)
+        self._schedule.current = self._cut(origin, groups, module)[processes().rank]
         return position
 
     def _make_rollouts(self, module: "GRPOModule", epoch: int) -> list[Rollout]:
@@ -421,13 +366,13 @@ class RolloutDataModule(LightningDataModule):
         self.ensure_synced()
         begin = time.perf_counter()
         # To overfit means the same tasks again and again.
-        indices = self._draw_tasks(0 if self._trainer().overfit_batches else self._tasks_drawn)
+        indices = self._draw_tasks(0 if self._trainer().overfit_batches else self._schedule.tasks_drawn)
         groups = self._sample(
-            f"Rollout {self._rollouts}",
+            f"Rollout {self._schedule.rollouts}",
             [self.tasks[index] for index in indices],
             samples=self.samples_per_prompt,
             temperature=self.temperature,
-            key=self._rollouts,
+            key=self._schedule.rollouts,
         )
         validate_rollout(groups)
         groups = with_advantages(groups)
@@ -440,10 +385,12 @@ class RolloutDataModule(LightningDataModule):
         }
         metrics["throughput/rollout_tokens_per_second"] = metrics["tokens/sampled"] / seconds
         self._sync_seconds = 0.0
-        origin = Origin(module.policy_version, self._rollouts, epoch, tuple(indices), metrics)
-        return make_rollouts(
-            origin, groups, self._layout(), module.token_weights, self.sampler.settings(self.temperature)
-        )
+        origin = Origin(module.policy_version, self._schedule.rollouts, epoch, tuple(indices), metrics)
+        return self._cut(origin, groups, module)
+
+    def _cut(self, origin: Origin, groups: Sequence[Group], module: "GRPOModule") -> list[Rollout]:
+        sampling = self.sampler.settings(self.temperature)
+        return make_rollouts(origin, groups, self._layout(), module.token_weights, sampling)
 
     def _draw_tasks(self, first: int) -> list[int]:
         """Indices of a rollout's tasks, after ``first`` tasks were drawn."""
@@ -454,13 +401,7 @@ class RolloutDataModule(LightningDataModule):
         """Batches of held-out tasks. They are generated in the validation step, when the policy is current."""
         if self.val_tasks is None:
             return []
-        return self._task_loader(self.val_tasks)
-
-    def _task_loader(self, source: TaskSource) -> BatchLoader[EvaluationBatch]:
-        tasks = [source[i] for i in range(len(source))]
-        size = self.val_batch_size
-        batches = [EvaluationBatch(tuple(tasks[i : i + size])) for i in range(0, len(tasks), size)]
-        return BatchLoader(batches)
+        return task_loader(self.val_tasks, self.val_batch_size)
 
     def _prepare_predict(self) -> None:
         self._predict_scorer, missing = self.scorer.applicable(self._tasks_to_predict()[0])
@@ -474,19 +415,19 @@ class RolloutDataModule(LightningDataModule):
             )
         return self.predict_tasks
 
-    def predict_dataloader(self) -> BatchLoader[EvaluationBatch]:
+    def predict_dataloader(self) -> BatchLoader[TaskBatch]:
         """Batches of the tasks to predict, which `predict` answers.
 
         Raises:
             ConfigurationError: If there are none.
         """
-        return self._task_loader(self._tasks_to_predict())
+        return task_loader(self._tasks_to_predict(), self.val_batch_size)
 
-    def predict(self, batch: EvaluationBatch) -> list[Group]:
+    def predict(self, batch: TaskBatch) -> list[Group]:
         """Answer tasks with ``predict_samples`` completions each."""
         return processes().from_first(lambda: self._predict(batch))
 
-    def _predict(self, batch: EvaluationBatch) -> list[Group]:
+    def _predict(self, batch: TaskBatch) -> list[Group]:
         self.ensure_synced()
         return self._sample(
             "Prediction",
@@ -497,7 +438,7 @@ class RolloutDataModule(LightningDataModule):
             scorer=self._predict_scorer,
         )
 
-    def evaluate(self, batch: EvaluationBatch) -> Scores:
+    def evaluate(self, batch: TaskBatch) -> Scores:
         """Answer held-out tasks greedily, and with ``val_samples`` by sampling as well.
 
         Returns:
@@ -505,7 +446,7 @@ class RolloutDataModule(LightningDataModule):
         """
         return processes().from_first(lambda: self._evaluate(batch))
 
-    def _evaluate(self, batch: EvaluationBatch) -> Scores:
+    def _evaluate(self, batch: TaskBatch) -> Scores:
         self.ensure_synced()
         # The seeds know no epoch: evaluations differ by the policy alone.
         greedy = self._sample("Evaluation", batch.tasks, samples=1, temperature=0.0, key="val")

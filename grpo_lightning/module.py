@@ -19,7 +19,7 @@ from grpo_lightning.adapter_config import DEFAULT_ALPHA, DEFAULT_RANK, DEFAULT_T
 from grpo_lightning.attention import SHARED_PROMPT
 from grpo_lightning.checkpoint_check import STATE_KEY, check_start, check_weights, start_record
 from grpo_lightning.checkpoint_io import DurableCheckpointIO
-from grpo_lightning.datamodule import EvaluationBatch, RolloutDataModule
+from grpo_lightning.datamodule import RolloutDataModule
 from grpo_lightning.diagnostics import MicroBatchEvidence
 from grpo_lightning.distributed import processes
 from grpo_lightning.errors import CheckpointError, ConfigurationError
@@ -29,6 +29,7 @@ from grpo_lightning.metrics import EpochStatistics, RatioStats
 from grpo_lightning.policy import Policy
 from grpo_lightning.redact import redact, redact_hyperparameters
 from grpo_lightning.rollout.batch import PackedBatch
+from grpo_lightning.rollout.task_batch import TaskBatch
 from grpo_lightning.rollout.types import Predictions
 
 
@@ -324,7 +325,7 @@ class GRPOModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         return data if isinstance(data, RolloutDataModule) else None
 
-    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
         """Generate and score one batch of held-out tasks."""
         scores = self.trainer.datamodule.evaluate(batch)  # type: ignore[attr-defined]
         for name, values in scores.items():
@@ -339,7 +340,7 @@ class GRPOModule(LightningModule):
                     sync_dist=True,
                 )
 
-    def predict_step(self, batch: EvaluationBatch, batch_idx: int) -> Predictions:
+    def predict_step(self, batch: TaskBatch, batch_idx: int) -> Predictions:
         """Answer one batch of the tasks to predict."""
         return Predictions(self.trainer.datamodule.predict(batch))  # type: ignore[attr-defined]
 

@@ -1,5 +1,6 @@
 """Resuming from every place where a checkpoint can be saved."""
 
+import json
 import random
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 from fakes import FakeEngine
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from runs import MODEL, RecordingEngine, data, length, trainer
 
 from grpo_lightning import GRPOModule, RolloutDataModule
-from grpo_lightning.callbacks import RatioDegeneracyDetector
+from grpo_lightning.callbacks import RatioDegeneracyDetector, RunSummary
 from grpo_lightning.errors import CheckpointError
 from grpo_lightning.tasks import SumTasks
 
@@ -326,3 +328,24 @@ def test_lightnings_own_trainer_is_not_given_another_checkpoint_io(tmp_path, tin
     )  # fmt: skip
     fit.fit(GRPOModule(tiny_model, **MODEL), data(RecordingEngine()))
     assert fit.strategy.checkpoint_io is own
+
+
+def test_the_summary_of_a_resumed_run_is_of_the_whole_run(tmp_path, tiny_model):
+    def summary(folder, **settings):
+        fit = trainer(
+            folder, enable_checkpointing=True, logger=CSVLogger(folder, name="", version=""),
+            callbacks=[
+                ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True),
+                RunSummary(plot=False),
+            ],
+            max_epochs=3,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        fit.fit(GRPOModule(tiny_model, **MODEL), data(RecordingEngine(), val_size=2), **settings)
+        return json.loads((folder / "summary.json").read_text())
+
+    whole = summary(tmp_path / "whole")
+    resumed = summary(tmp_path / "resumed", ckpt_path=tmp_path / "epoch=1.ckpt")
+    assert resumed["epochs"] == 3
+    for name in ("reward_by_epoch", "accuracy_by_epoch", "ratio_last_epoch", "reward_first"):
+        assert resumed[name] == whole[name]

@@ -9,7 +9,9 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from grpo_lightning import RolloutDataModule
+from grpo_lightning.adapters import save_adapter
 from grpo_lightning.cli import main, run
+from grpo_lightning.loading import load_policy
 from grpo_lightning.tasks import sequential, shuffled
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
@@ -39,7 +41,11 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_fit_leaves_a_run_folder(folder, tiny_model, config, capsys):
-    cli = run(["fit", "-c", str(config), f"--model.model={tiny_model}", "--seed_everything=3", *TINY])
+    model = [f"--model.model={tiny_model}"]
+    if "adapter" in yaml.safe_load(config.read_text())["model"]:
+        save_adapter(load_policy(tiny_model), folder / "adapter")
+        model.append(f"--model.adapter={folder / 'adapter'}")
+    cli = run(["fit", "-c", str(config), *model, "--seed_everything=3", *TINY])
     assert cli.trainer.global_step == 2 * cli.datamodule.updates_per_epoch
     assert cli.datamodule.seed == 3
     ((version,),) = (list(run.iterdir()) for run in (folder / "runs").iterdir())

@@ -3,9 +3,13 @@
 from datetime import datetime
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Trainer
 
 from grpo_lightning.datamodule import RolloutDataModule
+from grpo_lightning.loading import adapter_settings
+from grpo_lightning.memory import BatchShape, estimate_memory
+from grpo_lightning.model_source import require_model
 from grpo_lightning.module import GRPOModule
 
 
@@ -36,6 +40,28 @@ def describe(module: GRPOModule, data: RolloutDataModule, trainer: Trainer, fold
             f"Rewards:  {', '.join(data.scorer.names)}",
             f"Engine:   {type(data.engine).__name__}",
             f"Batches:  {data.plan(trainer)}",
+            f"Memory:   {_memory(module, data, trainer)}",
             f"Run in:   {folder or 'a new folder of its logger'}",
         ]
+    )
+
+
+def _memory(module: GRPOModule, data: RolloutDataModule, trainer: Trainer) -> str:
+    """What the largest possible micro-batch needs; nothing is loaded."""
+    settings, plan = module.hparams, data.plan(trainer)
+    config = require_model(module.model_name)
+    names = ("adapter", "full_finetuning", "dtype", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+    dtype = config.dtype or torch.float32 if settings["dtype"] == "auto" else getattr(torch, settings["dtype"])
+    rows = -(-plan.prompts // (plan.updates * plan.micro_batches * plan.processes))
+    estimate = estimate_memory(
+        config,
+        adapter_settings(**{name: settings[name] for name in names}),
+        BatchShape(rows, plan.samples, data.max_prompt_tokens, data.max_tokens),
+        dtype=dtype,
+        gradient_checkpointing=settings["gradient_checkpointing"],
+        hold_reference=settings["adapter"] is not None or (settings["full_finetuning"] and settings["kl_coef"] > 0),
+    )
+    return (
+        f"trainer {estimate.trainer / 2**30:.1f} GiB at most (micro-batches of {rows} x {plan.samples} longest "
+        f"completions), engine's weights {estimate.engine_weights / 2**30:.1f} GiB"
     )

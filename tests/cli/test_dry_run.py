@@ -1,5 +1,6 @@
 """Everything but the run."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def test_it_says_what_the_run_would_be(settings, folder, capsys, monkeypatch):
     ) in out
     assert "Tasks:    439, 2 held out; the first prompt has " in out
     assert "Rewards:  one_is_longer" in out
+    assert re.search(r"Memory:   trainer 0\.\d GiB at most \(micro-batches of 1 x 2 longest completions\), engine", out)
     assert "Run in:   runs/small run/version_0" in out
     assert "Settings: checked/config.yaml" in out
     assert not (folder / "runs").exists()
