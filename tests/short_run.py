@@ -5,14 +5,9 @@ from typing import Any
 from fakes import FakeEngine
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
+from runs import MODEL, data, length, trainer
 
-from grpo_lightning import GRPOModule, RolloutDataModule
-from grpo_lightning.callbacks import RatioDegeneracyDetector
-from grpo_lightning.tasks import SumTasks
-
-
-def length(completion: str) -> float:
-    return float(len(completion))
+from grpo_lightning import GRPOModule
 
 
 def short_run(
@@ -26,31 +21,14 @@ def short_run(
     **settings: Any,
 ) -> Trainer:
     """Fit the tiny model for one epoch of one update (unless told otherwise) and return the Trainer."""
-    defaults = {
-        "accelerator": "cpu",
-        "max_epochs": 1,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,
-        "default_root_dir": folder,
-    }
-    # The fake engine's logprobs are random numbers.
-    detector = RatioDegeneracyDetector(max_mismatch=100)
-    trainer = Trainer(logger=logger, callbacks=[*callbacks, detector], **{**defaults, **settings})
-    data = RolloutDataModule(
-        SumTasks(5),
-        [length, lambda completion: float(len(set(completion)))],
-        engine=FakeEngine(),
-        prompts_per_rollout=4,
-        samples_per_prompt=3,
-        updates_per_rollout=updates,
-        max_tokens=6,
-        max_prompt_tokens=64,
-        val_size=3,
+    defaults = {"max_epochs": 1, "log_every_n_steps": 1}
+    run = trainer(folder, logger=logger, callbacks=list(callbacks), **{**defaults, **settings})
+    rewards = [length, lambda completion: float(len(set(completion)))]
+    run.fit(
+        module or GRPOModule(model, **MODEL),
+        data(FakeEngine(), rewards=rewards, updates_per_rollout=updates, val_size=3),
     )
-    trainer.fit(module or GRPOModule(model, dtype="float32", lora_rank=4, learning_rate=1e-3), data)
-    return trainer
+    return run
 
 
 class EngineWithSettings(FakeEngine):

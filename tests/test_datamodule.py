@@ -2,10 +2,9 @@
 
 import pytest
 from fakes import FakeEngine
-from lightning.pytorch import Trainer
+from runs import MODEL, data, trainer
 
 from grpo_lightning import GRPOModule, RolloutDataModule
-from grpo_lightning.callbacks import RatioDegeneracyDetector
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.collector import request_seed
 from grpo_lightning.tasks import SumTasks, sequential
@@ -16,21 +15,10 @@ def even(completion):
 
 
 def run(tmp_path, model, engine, *, epochs=2, reward=even, **settings):
-    defaults = {"prompts_per_rollout": 4, "samples_per_prompt": 2, "max_tokens": 6, "max_prompt_tokens": 64}
-    data = RolloutDataModule(SumTasks(5), reward, engine=engine, **{**defaults, **settings})
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        # The fake engine's logprobs are random numbers.
-        callbacks=[RatioDegeneracyDetector(max_mismatch=100)],
-    )
-    trainer.fit(GRPOModule(model, dtype="float32", lora_rank=4), data)
-    return trainer, data
+    rollouts = data(engine, reward, **{"samples_per_prompt": 2, **settings})
+    fit = trainer(tmp_path, max_epochs=epochs)
+    fit.fit(GRPOModule(model, **MODEL), rollouts)
+    return fit, rollouts
 
 
 class TestOrder:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import encode
-from training import fit, make_adapter, module, randomise
+from policies import fit, make_adapter, module, randomise
 
 from grpo_lightning import TransformersEngine
 from grpo_lightning.errors import ConfigurationError

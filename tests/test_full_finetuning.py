@@ -3,7 +3,7 @@ import asyncio
 import pytest
 import torch
 from fakes import FakeEngine
-from training import batch, fit, logprobs, make_adapter, module, randomise, relaxed
+from policies import batch, fit, logprobs, make_adapter, module, randomise, relaxed
 
 from grpo_lightning import GRPOModule, TransformersEngine, VLLMEngine
 from grpo_lightning.callbacks import AdapterExport, RatioDegeneracyDetector

@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 from fakes import FakeEngine
-from training import batch, fit, logprobs, make_adapter, module, randomise, relaxed
+from policies import batch, fit, logprobs, make_adapter, module, randomise, relaxed
 
 from grpo_lightning import GRPOModule, TransformersEngine, VLLMEngine
 from grpo_lightning.adapter_config import fresh_config

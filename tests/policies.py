@@ -1,24 +1,17 @@
-"""Short runs and random adapters for the tests of where a policy starts."""
+"""Random adapters and policies, for the tests of where a policy starts."""
 
 import json
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from runs import data, trainer
 
-from grpo_lightning import GRPOModule, RolloutDataModule
+from grpo_lightning import GRPOModule
 from grpo_lightning.adapters import save_adapter
 from grpo_lightning.callbacks import RatioDegeneracyDetector
 from grpo_lightning.loading import load_policy
 from grpo_lightning.rollout.packing import PackedSequence, Row, pack
-from grpo_lightning.tasks import SumTasks
-
-MODEL = {"dtype": "float32", "learning_rate": 1e-3}
-
-
-def length(completion):
-    return float(len(completion))
 
 
 def relaxed():
@@ -27,32 +20,18 @@ def relaxed():
 
 
 def fit(tmp_path, module, engine, *, epochs=1, ckpt_path=None, callbacks=(), **settings):
-    """Train and leave ``last.ckpt`` in ``tmp_path``; returns the trainer."""
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[*callbacks, ModelCheckpoint(tmp_path, save_last=True, every_n_epochs=1)],
-        **settings,
+    """Train under the detector's own limits and leave ``last.ckpt`` in ``tmp_path``; returns the trainer."""
+    keep = ModelCheckpoint(tmp_path, save_last=True, every_n_epochs=1)
+    detector = [] if any(isinstance(c, RatioDegeneracyDetector) for c in callbacks) else [RatioDegeneracyDetector()]
+    run = trainer(
+        tmp_path, max_epochs=epochs, enable_checkpointing=True, callbacks=[*callbacks, *detector, keep], **settings
     )
-    data = RolloutDataModule(
-        SumTasks(5),
-        length,
-        engine=engine,
-        prompts_per_rollout=4,
-        samples_per_prompt=3,
-        max_tokens=12,
-        max_prompt_tokens=64,
-    )
-    trainer.fit(module, data, ckpt_path=ckpt_path)
-    return trainer
+    run.fit(module, data(engine, max_tokens=12), ckpt_path=ckpt_path)
+    return run
 
 
 def module(model, **settings):
-    return GRPOModule(model, **{**MODEL, **settings})
+    return GRPOModule(model, **{"dtype": "float32", "learning_rate": 1e-3, **settings})
 
 
 def randomise(policy, scale=0.1, seed=1):
