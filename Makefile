@@ -1,4 +1,5 @@
-# make demo: train and evaluate the demo.  make test: the whole test suite.  Both set up .venv first.
+# make demo: train and evaluate the demo.  make test: the whole test suite.  make docs: the documentation in site/.
+# All set up .venv first.
 PYTHON ?= python3
 SEED ?= 1
 VENV := .venv
@@ -7,7 +8,7 @@ READY := $(VENV)/.ready
 # Models are local; nothing may wait for a hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint docs setup clean
 demo: setup
 	$(BIN)/grpo-lightning fit -c configs/demo_cpu.yaml --seed_everything $(SEED) \
 		--model.model "$$($(BIN)/python -m grpo_lightning.demo)"
@@ -20,6 +21,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 setup: $(READY)
 
@@ -35,4 +39,4 @@ $(READY): requirements/cpu.txt pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -71,7 +71,7 @@ def _set_reload(trainer: Any) -> None:
 
 def epoch_updates(trainer: Any, updates_per_epoch: int) -> int:
     """Optimizer steps that the Trainer takes of an epoch's, under its limit on batches."""
-    micro_batches = trainer.accumulate_grad_batches
+    micro_batches: int = trainer.accumulate_grad_batches
     return -(-_kept(trainer, updates_per_epoch * micro_batches) // micro_batches)
 
 

@@ -230,10 +230,10 @@ def check_mismatch(evidence: MicroBatchEvidence, first_rms: float | None, max_rm
 
 
 def check_served_adapter(evidence: MicroBatchEvidence, base: Tensor, noise: float | None) -> Verdict:
-    r"""Right after sampling: the engine's distribution moved away from the base model as far as the trainer's.
+    """Right after sampling: the engine's distribution moved away from the base model as far as the trainer's.
 
-    .. math:: \alpha = \frac{\sum (s-b)(c-b)}{\sum (c-b)^2},\qquad
-              SE = \frac{\sigma_0}{\mathrm{rms}(c-b)\,\sqrt n}
+        alpha = sum((s - b) (c - b)) / sum((c - b)^2)
+        standard error = noise / (rms(c - b) sqrt(n))
 
     1 if the engine serves the trainer's adapter, 0 if it serves the base model. Judged only where the adapter's
     effect, the part of ``c - b`` beyond the rounding noise, exceeds `MIN_SIGNAL` times that noise.

@@ -11,9 +11,9 @@ STD_FLOOR = 1e-4
 
 
 def group_advantages(rewards_PG: Tensor, valid_PG: Tensor | None = None, *, std_floor: float = STD_FLOOR) -> Tensor:
-    r"""GRPO's outcome advantage: how much better a sample is than its siblings.
+    """GRPO's outcome advantage: how much better a sample is than its siblings.
 
-    .. math:: A_{i} = \frac{r_{i} - \operatorname{mean}(r_{1..G})}{\operatorname{std}(r_{1..G}) + \epsilon}
+        A_i = (r_i - mean(r)) / (std(r) + std_floor)
 
     The mean and the population standard deviation run over the valid samples of the group. A group whose
     rewards are all equal gets exactly 0. Source: DeepSeekMath, section 4.1.2, https://arxiv.org/abs/2402.03300
@@ -21,7 +21,7 @@ def group_advantages(rewards_PG: Tensor, valid_PG: Tensor | None = None, *, std_
     Args:
         rewards_PG: Rewards, floating, shape ``[P, G]``.
         valid_PG: Bool mask of the samples that take part, shape ``[P, G]``; all of them if omitted.
-        std_floor: :math:`\epsilon`, in units of reward.
+        std_floor: Added to the standard deviation, in units of reward.
 
     Returns:
         Advantages, shape ``[P, G]``, dtype of the rewards, 0 where not valid.

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 Aggregation = Literal["sequence", "token"]
+"""Mean over the tokens of a sequence first, or over all tokens at once; see `token_weights`."""
 
 
 def token_weights(lengths_S: Sequence[int], aggregation: Aggregation = "sequence") -> list[float]:
-    r"""Weight of each token of a sequence in the loss of the whole optimizer step.
+    """Weight of each token of a sequence in the loss of the whole optimizer step.
 
-    ``"sequence"``: mean over the tokens of a sequence, then over sequences, :math:`w_s = 1 / (S\,|y_s|)` (GRPO,
+    ``"sequence"``: mean over the tokens of a sequence, then over sequences, ``1 / (S length_s)`` (GRPO,
     https://arxiv.org/abs/2402.03300, equation 3). ``"token"``: mean over all tokens,
-    :math:`w_s = 1 / \sum_s |y_s|` (DAPO, https://arxiv.org/abs/2503.14476, equation 8). The counts are those of
+    ``1 / sum_s length_s`` (DAPO, https://arxiv.org/abs/2503.14476, equation 8). The counts are those of
     the whole optimizer step, so that the result does not depend on how it is cut into micro-batches.
 
     Args:

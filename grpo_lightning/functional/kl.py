@@ -5,11 +5,11 @@ from torch import Tensor
 
 
 def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
-    r"""Schulman's k3: an unbiased, non-negative, per-token estimate of :math:`KL(\pi_\theta\|\pi_{ref})`.
+    """Schulman's k3: an unbiased, non-negative, per-token estimate of ``KL(policy || reference)``.
 
-    .. math:: k_3 = e^{\delta} - \delta - 1,\qquad \delta = \log\pi_{ref}(y) - \log\pi_\theta(y)
+        k3 = exp(delta) - delta - 1,    delta = log reference(y) - log policy(y)
 
-    Unbiased for tokens sampled from :math:`\pi_\theta`. Source: http://joschu.net/blog/kl-approx.html, used in
+    Unbiased for tokens sampled from the policy. Source: http://joschu.net/blog/kl-approx.html, used in
     DeepSeekMath, equation 4, https://arxiv.org/abs/2402.03300
 
     Args:

@@ -23,16 +23,17 @@ def token_logprobs(
     banned_token_ids: Sequence[int] = (),
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    r"""Log-probability of each target token and the entropy of its distribution.
+    """Log-probability of each target token and the entropy of its distribution.
 
-    .. math:: \log\pi(y_n) = z_{n,y_n} - \log\sum_v e^{z_{n,v}},\qquad
-              z_n = W h_n / T,\qquad H_n = -\sum_v \pi_v \log \pi_v
+        z[n] = W h[n] / T
+        log p(y[n]) = z[n, y[n]] - log sum_v exp(z[n, v])
+        H[n] = -sum_v p(v) log p(v)
 
     The sums leave out banned tokens: they have probability 0, as they had when the targets were sampled.
 
     Logits are computed in the dtype of ``hidden_NH`` for ``C`` tokens at a time and normalised in float32
     (float64 stays float64). With a frozen head the gradient
-    :math:`\partial \log\pi(y)/\partial h = (W_y - \pi W)/T` is computed in the forward pass while the logits
+    ``d log p(y) / d h = (W[y] - p W) / T`` is computed in the forward pass while the logits
     are at hand, so the backward pass multiplies by the incoming gradient and never rebuilds logits. A
     trainable head recomputes each chunk in the backward pass instead.
 

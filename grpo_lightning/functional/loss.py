@@ -35,10 +35,10 @@ def clipped_surrogate(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> PolicyLoss:
-    r"""PPO's clipped surrogate with separate lower and upper clips.
+    """PPO's clipped surrogate with separate lower and upper clips.
 
-    .. math:: \ell_t = -\min\bigl(r_t A_t,\ \operatorname{clip}(r_t, 1-\epsilon_{low}, 1+\epsilon_{high}) A_t\bigr),
-              \qquad r_t = \frac{\pi_\theta(y_t)}{\pi_{old}(y_t)},\qquad L = \sum_t w_t \ell_t
+        loss = sum_t w_t * -min(r_t A_t, clip(r_t, 1 - clip_low, 1 + clip_high) A_t)
+        r_t = policy(y_t) / old_policy(y_t)
 
     The aggregation lies in the weights: ``w = 1 / (sequences * length of its sequence)`` is GRPO,
     ``w = 1 / tokens`` is DAPO. Sources: PPO, equation 7, https://arxiv.org/abs/1707.06347; GRPO, equation 3,
@@ -49,8 +49,8 @@ def clipped_surrogate(
         old_logprobs_N: Log-probabilities stored when the tokens were sampled, without gradient, shape ``[N]``.
         advantages_N: Advantage of each token, shape ``[N]``.
         weight_N: Weight of each token in the sum, shape ``[N]``; 0 removes a token.
-        clip_low: :math:`\epsilon_{low}` in [0, 1).
-        clip_high: :math:`\epsilon_{high}` >= 0.
+        clip_low: How far below 1 the ratio may fall, in [0, 1).
+        clip_high: How far above 1 the ratio may rise, 0 or more.
 
     Returns:
         The loss and what the detectors need to see of it.

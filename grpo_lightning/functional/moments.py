@@ -54,10 +54,11 @@ def moments(values: Tensor) -> Moments:
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    r"""Moments of the union, by Chan's update.
+    """Moments of the union, by Chan's update.
 
-    .. math:: \delta = \bar b - \bar a,\quad \bar x = \bar a + \delta\,n_b/n,\quad
-              M = M_a + M_b + \delta^2\,n_a n_b / n
+        delta = mean_b - mean_a
+        mean = mean_a + delta n_b / n
+        M = M_a + M_b + delta^2 n_a n_b / n
 
     Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
     variances", 1979.

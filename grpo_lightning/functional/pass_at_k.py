@@ -4,16 +4,16 @@ import math
 
 
 def pass_at_k(correct: int, samples: int, k: int) -> float:
-    r"""Unbiased estimate of the chance that at least one of ``k`` samples is correct.
+    """Unbiased estimate of the chance that at least one of ``k`` samples is correct.
 
-    .. math:: 1 - \binom{n - c}{k} \Big/ \binom{n}{k}
+        1 - C(n - c, k) / C(n, k)
 
-    the share of the subsets of :math:`k` of the :math:`n` samples that hold at least one of the :math:`c` correct ones.
+    the share of the subsets of ``k`` of the ``n`` samples that hold at least one of the ``c`` correct ones.
     Source: Chen et al. 2021, https://arxiv.org/abs/2107.03374
 
     Args:
-        correct: :math:`c`, samples that are correct.
-        samples: :math:`n`, samples there are.
+        correct: ``c``, samples that are correct.
+        samples: ``n``, samples there are.
         k: Size of the subsets, from 1 to ``samples``.
 
     Returns:

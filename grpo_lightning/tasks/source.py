@@ -18,7 +18,12 @@ class TaskSource(Protocol):
 
 
 class Subset:
-    """Some tasks of another source, in the given order."""
+    """Some tasks of another source, in the given order.
+
+    Args:
+        source: The other source.
+        indices: Which of its tasks.
+    """
 
     def __init__(self, source: TaskSource, indices: Sequence[int]) -> None:
         self._source = source
