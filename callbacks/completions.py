@@ -12,6 +12,7 @@ from grpo_lightning.callbacks.run_directory import run_directory
 from grpo_lightning.datamodule import RolloutDataModule
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.loggers.tables import Table, TableWriter
+from grpo_lightning.rollout.records import sample_record
 from grpo_lightning.rollout.types import Group
 
 
@@ -94,14 +95,7 @@ def _records(groups: Iterable[Group], epoch: int) -> Iterable[dict[str, Any]]:
         for sample, advantage in zip(group.samples, group.advantages, strict=True):
             yield {
                 "epoch": epoch,
-                "task": group.task.id,
-                "prompt": [dict(m) for m in group.task.messages],
-                "completion": sample.action.text,
-                "reward": sample.reward,
-                "rewards": dict(sample.rewards),
+                **sample_record(group.task, sample),
                 "advantage": advantage,
                 "tokens": len(sample.action.token_ids),
-                "finish_reason": sample.action.finish_reason,
-                "policy_version": sample.action.policy_version,
-                **({"failure": sample.failure} if sample.failure else {}),
             }

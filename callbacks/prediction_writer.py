@@ -7,12 +7,15 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from grpo_lightning.callbacks.run_directory import run_directory
+from grpo_lightning.callbacks.run_directory import new_file, run_directory
+from grpo_lightning.rollout.records import sample_record
 from grpo_lightning.rollout.types import Group
 
 
 class PredictionWriter(Callback):
-    """Appends every completion of ``predict`` to ``predictions.jsonl`` in the run's folder, as batches finish.
+    """Writes every completion of ``predict`` to ``predictions.jsonl`` in the run's folder, as batches finish.
+
+    Where that is there already, to ``predictions-1.jsonl`` and so on.
 
     One JSON object a line: task, prompt, completion, token ids, logprobs (of each token, at the temperature it was
     sampled with) and their sum, reward, rewards by name, finish reason, policy version. Rewards are null where none
@@ -23,9 +26,8 @@ class PredictionWriter(Callback):
         self._path: Path | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the run's folder."""
-        self._path = run_directory(trainer) / "predictions.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        """Choose a new file in the run's folder: another policy's answers are not added to."""
+        self._path = new_file(run_directory(trainer), "predictions.jsonl")
 
     def on_predict_batch_end(
         self,
@@ -59,14 +61,8 @@ def prediction_records(groups: Iterable[Group]) -> Iterator[dict[str, Any]]:
     for group in groups:
         for sample in group.samples:
             yield {
-                "task": group.task.id,
-                "prompt": [dict(message) for message in group.task.messages],
-                "completion": sample.action.text,
+                **sample_record(group.task, sample),
                 "token_ids": list(sample.action.token_ids),
                 "logprobs": list(sample.action.token_logprobs),
                 "logprob_sum": sample.action.logprob_sum,
-                "reward": sample.reward,
-                "rewards": dict(sample.rewards),
-                "finish_reason": sample.action.finish_reason,
-                "policy_version": sample.action.policy_version,
             }

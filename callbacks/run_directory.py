@@ -53,3 +53,11 @@ def _new_version(parent: Path) -> Path:
             continue
         return path
     raise AssertionError
+
+
+def new_file(folder: Path, name: str) -> Path:
+    """A path in the folder, which is made, where no file is yet: ``name``, or ``stem-1.suffix`` and so on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first = folder / name
+    names = itertools.chain([first], (first.with_stem(f"{first.stem}-{n}") for n in itertools.count(1)))
+    return next(path for path in names if not path.exists())

@@ -1,6 +1,5 @@
 """The settings of a run of the command line, beside what the run produces."""
 
-import itertools
 import json
 
 import yaml
@@ -8,7 +7,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from grpo_lightning.callbacks.run_directory import run_directory
+from grpo_lightning.callbacks.run_directory import new_file, run_directory
 from grpo_lightning.redact import redact
 
 
@@ -32,10 +31,7 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file (on the first rank)."""
-        folder = run_directory(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
-        names = itertools.chain(["config.yaml"], (f"config-{number}.yaml" for number in itertools.count(1)))
-        path = next(folder / name for name in names if not (folder / name).exists())
+        path = new_file(run_directory(trainer), "config.yaml")
         path.write_text(settings_text(self.parser, self.config), encoding="utf-8")
 
 

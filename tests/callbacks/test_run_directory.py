@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from short_run import short_run
 
 from grpo_lightning.callbacks import AdapterExport, CompletionLog, RunSummary
-from grpo_lightning.callbacks.run_directory import run_directory
+from grpo_lightning.callbacks.run_directory import new_file, run_directory
 from grpo_lightning.loggers import TrackioLogger
 
 LOGGERS = {
@@ -71,7 +71,7 @@ import sys
 from pathlib import Path
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
-from grpo_lightning.callbacks.run_directory import run_directory
+from grpo_lightning.callbacks.run_directory import new_file, run_directory
 
 class Note(Callback):
     def setup(self, trainer, pl_module, stage):
@@ -91,3 +91,11 @@ def test_all_ranks_have_the_same_folder(tmp_path):
     expected = str(tmp_path / "grpo_lightning_runs" / "version_0")
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == [expected, expected]
     assert len(list((tmp_path / "grpo_lightning_runs").iterdir())) == 1
+
+
+def test_a_new_file_is_never_one_that_is_there(tmp_path):
+    folder = tmp_path / "new"
+    for expected in ("a.jsonl", "a-1.jsonl", "a-2.jsonl"):
+        path = new_file(folder, "a.jsonl")
+        assert path == folder / expected
+        path.touch()
