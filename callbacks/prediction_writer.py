@@ -23,11 +23,11 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self) -> None:
-        self._path: Path | None = None
+        self.path: Path | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose a new file in the run's folder: another policy's answers are not added to."""
-        self._path = new_file(run_directory(trainer), "predictions.jsonl")
+        self.path = new_file(run_directory(trainer), "predictions.jsonl")
 
     def on_predict_batch_end(
         self,
@@ -41,15 +41,15 @@ class PredictionWriter(Callback):
         """Write the batch, which every process has."""
         if not trainer.is_global_zero:
             return
-        assert self._path is not None, "on_predict_start comes first"
-        with self._path.open("a", encoding="utf-8") as file:
+        assert self.path is not None, "on_predict_start comes first"
+        with self.path.open("a", encoding="utf-8") as file:
             for record in prediction_records(outputs):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the predictions are."""
         if trainer.is_global_zero:
-            print(f"Predictions: {self._path}", flush=True)
+            print(f"Predictions: {self.path}", flush=True)
 
 
 def prediction_records(groups: Iterable[Group]) -> Iterator[dict[str, Any]]:
