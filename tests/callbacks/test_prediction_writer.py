@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from grpo_lightning import GRPOModule, RolloutDataModule, TransformersEngine
+from grpo_lightning.callbacks import PredictionWriter
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rewards import last_number_correct
 from grpo_lightning.tasks import JsonlTasks, SumTasks
