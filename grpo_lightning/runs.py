@@ -1,7 +1,9 @@
 """A run's folder: its settings, its checkpoints, and what it has written so far."""
 
 import csv
+import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -85,12 +87,20 @@ def drop_later_records(folder: Path, progress: Progress) -> None:
                 for row in reader
                 if float(row.get("epoch") or 0) < progress.finished or float(row.get("step") or 0) < progress.step
             ]
-        with metrics.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=reader.fieldnames or ())
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=reader.fieldnames or ())
+        writer.writeheader()
+        writer.writerows(rows)
+        _replace(metrics, text.getvalue())
     if completions.is_file():
         lines = completions.read_text(encoding="utf-8").splitlines(keepends=True)
         # An epoch's completions are written when it begins.
         kept = [line for line in lines if json.loads(line)["epoch"] < progress.begun]
-        completions.write_text("".join(kept), encoding="utf-8")
+        _replace(completions, "".join(kept))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put a text in a file's place: at any moment the old or the new one is there whole."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text, encoding="utf-8", newline="")
+    os.replace(beside, path)

@@ -64,6 +64,49 @@ def test_wrong_overrides_leave_the_run_as_it_is(settings, folder, capsys):
     assert (folder / RUN / "metrics.csv").read_text() == before
 
 
+def contents(folder):
+    """All that a run keeps but its summary, which any end rewrites."""
+    files = (path for path in (folder / RUN).rglob("*") if path.is_file() and path.name != "summary.json")
+    return {path: path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "--trainer.reload_dataloaders_every_n_epochs=2",
+        "--model.lora_rank=4",
+        "--data.rewards=[own_parts.text]",
+    ],
+)
+def test_a_run_that_cannot_go_on_keeps_its_records(settings, folder, override):
+    assert main(["fit", *settings, "--trainer.max_epochs=3"]) == 0
+    checkpoints = folder / RUN / "checkpoints"
+    for path in (checkpoints / "last.ckpt", *checkpoints.glob("*step=6.ckpt")):
+        path.unlink()
+    before = contents(folder)
+    assert main(["resume", RUN, override]) != 0
+    assert contents(folder) == before
+    # What can go on still does, with the settings that it had.
+    assert main(["resume", RUN]) == 0
+    assert steps(folder) == [(0, 1), (1, 3), (2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("logger", "got"), [("false", "none"), ("grpo_lightning.loggers.TrackioLogger", "TrackioLogger")]
+)
+def test_a_logger_that_has_no_folder_to_go_on_in_is_refused(settings, folder, logger, got, capsys):
+    assert main(["fit", *settings]) == 0
+    before = contents(folder)
+    project = [] if logger == "false" else ["--trainer.logger.project=sums"]
+    assert main(["resume", RUN, f"--trainer.logger={logger}", *project]) == 2
+    error = capsys.readouterr().err
+    assert f"expected CSVLogger or TensorBoardLogger as the run's first logger, but got {got}" in error
+    assert contents(folder) == before
+    # The command that it names works.
+    command = shlex.split(error.partition("grpo-lightning ")[2])
+    assert main([*command, "--trainer.logger.version=next", "--trainer.max_epochs=3"]) == 0
+
+
 def test_every_printed_command_works(settings, folder, capsys):
     assert main(["fit", *settings]) == 0
     card = capsys.readouterr().out
