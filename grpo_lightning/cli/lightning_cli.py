@@ -20,6 +20,7 @@ from grpo_lightning.cli.resumed_run import go_on_in
 from grpo_lightning.datamodule import RolloutDataModule
 from grpo_lightning.errors import ConfigurationError, GRPOError
 from grpo_lightning.module import GRPOModule
+from grpo_lightning.redact import REDACTED, redacted_keys
 
 TRAINER_DEFAULTS = {
     "reload_dataloaders_every_n_epochs": 1,
@@ -91,7 +92,8 @@ class GRPOCLI(LightningCLI):
         """Parse, and say what is wrong.
 
         Raises:
-            ConfigurationError: If a setting is unknown, missing or of the wrong type.
+            ConfigurationError: If a setting is unknown, missing or of the wrong type, or a secret that was left out
+                when the settings were saved.
         """
         assert isinstance(args, list)
         try:
@@ -99,6 +101,7 @@ class GRPOCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise ConfigurationError(explain(str(error), self._known_keys(), settings_of)) from error
+        _refuse_redacted(self.config[self.config.subcommand].as_dict())
 
     def _known_keys(self) -> set[str]:
         keys = {action.dest for parser in self._subcommand_parsers.values() for action in parser._actions}
@@ -214,6 +217,21 @@ def settings_of(class_path: str) -> Collection[str]:
     """Names of a class's settings, those it passes on to its bases included."""
     names: list[str] = ArgumentParser().add_class_arguments(pkgutil.resolve_name(class_path), fail_untyped=False)
     return names
+
+
+def _refuse_redacted(settings: dict[str, Any]) -> None:
+    keys = list(redacted_keys(settings))
+    if not keys:
+        return
+    # The command line reaches into lists only by their last item.
+    ways = [
+        f"edit {key} in a copy of the configuration file" if "[" in key else f"add --{key} VALUE to the command line"
+        for key in keys
+    ]
+    raise ConfigurationError(
+        f"expected a value for {', '.join(keys)}, but got {REDACTED!r}: saved settings hold no secrets; "
+        + " and ".join(ways)
+    )
 
 
 def _seed(seed_everything: bool | int) -> int:

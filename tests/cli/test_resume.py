@@ -7,6 +7,7 @@ import shlex
 import shutil
 
 import pytest
+import yaml
 
 from grpo_lightning.cli import main
 
@@ -105,6 +106,40 @@ def test_a_logger_that_has_no_folder_to_go_on_in_is_refused(settings, folder, lo
     # The command that it names works.
     command = shlex.split(error.partition("grpo-lightning ")[2])
     assert main([*command, "--trainer.logger.version=next", "--trainer.max_epochs=3"]) == 0
+
+
+def test_secrets_that_were_left_out_are_asked_for(settings, folder, capsys):
+    given = ["--data.engine=short_run.EngineWithSettings", "--data.engine.env={API_KEY: secret}"]
+    assert main(["fit", *settings, *given]) == 0
+    assert main(["resume", RUN]) == 2
+    key = "data.init_args.engine.init_args.env.API_KEY"
+    assert (
+        f"expected a value for {key}, but got '[redacted]': saved settings hold no secrets; add --{key} VALUE to the "
+        "command line" in capsys.readouterr().err
+    )
+    assert main(["fit", "-c", f"{RUN}/config.yaml"]) == 2
+    assert main(["resume", RUN, f"--{key}", "secret", "--trainer.max_epochs=3"]) == 0
+    assert len(steps(folder)) == 3
+
+
+def test_a_secret_within_a_list(settings, folder, capsys):
+    logger = {"class_path": "short_run.LoggerWithKey", "init_args": {"save_dir": "runs", "api_key": "[redacted]"}}
+    (folder / "logger.yaml").write_text(yaml.safe_dump({"trainer": {"logger": [logger]}}))
+    assert main(["fit", *settings, "-c", "logger.yaml"]) == 2
+    key = "trainer.logger[0].init_args.api_key"
+    assert f"edit {key} in a copy of the configuration file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("args", [["-h"], [RUN, "-h"], [RUN, "--help"]])
+def test_help_is_short(folder, args, capsys):
+    assert main(["resume", *args]) == 0
+    assert capsys.readouterr().out.startswith("Go on with a run from its newest checkpoint")
+
+
+def test_settings_that_are_not_there(settings, folder, capsys):
+    assert main(["fit", *settings, "--trainer.max_epochs=1"]) == 0
+    assert main(["resume", RUN, "-c", "missing.yaml"]) == 2
+    assert "expected a configuration file, but there is none at missing.yaml" in capsys.readouterr().err
 
 
 def test_every_printed_command_works(settings, folder, capsys):
