@@ -19,7 +19,7 @@ def default_folder() -> Path:
 
 
 def describe(module: GRPOModule, data: RolloutDataModule, trainer: Trainer, folder: Path | None) -> str:
-    """Check rewards, tokenizer and the first prompt, and say what the run would be.
+    """Check all that a fit checks before it loads anything, and say what the run would be.
 
     Args:
         module: The module.
@@ -30,8 +30,7 @@ def describe(module: GRPOModule, data: RolloutDataModule, trainer: Trainer, fold
     Raises:
         ConfigurationError: If the run could not work.
     """
-    data.scorer.check(data.tasks[0])
-    prompt = data.prompt_encoder(module.model_name)(data.tasks[0])
+    prompt = data.check(module, trainer)(data.tasks[0])
     held_out = len(data.val_tasks) if data.val_tasks is not None else 0
     return "\n".join(
         [

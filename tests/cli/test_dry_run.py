@@ -62,6 +62,10 @@ def test_a_folder_of_its_own_by_default(settings, folder, capsys):
         ("--data.updates_per_rollout=4", "use --data.updates_per_rollout 2"),
         ("--data.rewards=[own_parts.wants_difficulty]", "reward 'wants_difficulty' asks for 'difficulty'"),
         ("--data.max_prompt_tokens=3", "expected a prompt of 1 to 3 tokens"),
+        ("--trainer.reload_dataloaders_every_n_epochs=2", "expected Trainer(reload_dataloaders_every_n_epochs=1)"),
+        ("--model.full_finetuning=true", "expected an engine that takes whole models with full_finetuning"),
+        ("--data.order=own_parts.beyond", "expected the order beyond to return"),
+        ("--data.engine=own_parts.PickyEngine", "expected lora_rank <= 8, but got 16"),
     ],
 )
 def test_what_could_not_work_is_refused(settings, folder, setting, message, capsys):
