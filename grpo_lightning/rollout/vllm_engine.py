@@ -88,6 +88,11 @@ class VLLMEngine:
         self._request_ids = itertools.count()
 
     @property
+    def dtype(self) -> str:
+        """Dtype of the engine's weights; ``"auto"`` for the model's."""
+        return str(self._settings["dtype"]).removeprefix("torch.")
+
+    @property
     def policy_version(self) -> int:
         """Version of the adapter loaded last; -1 before the first."""
         return -1 if self._current is None else self._current.version
