@@ -17,7 +17,7 @@ from grpo_lightning.model_source import require_context, require_model
 from grpo_lightning.rewards.scorer import Scorer
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.collector import with_advantages
-from grpo_lightning.rollout.engine import EngineSpec, RolloutEngine
+from grpo_lightning.rollout.engine import CheckedEngine, EngineSpec, RolloutEngine
 from grpo_lightning.rollout.evaluation import Scores, greedy_scores, sampled_scores
 from grpo_lightning.rollout.loader import BatchLoader
 from grpo_lightning.rollout.metrics import rollout_metrics
@@ -217,6 +217,34 @@ class RolloutDataModule(LightningDataModule):
         trainer, module = self._trainer(), self._module()
         self._schedule.begin_run(fresh=module.policy_version == 0)
         self._sync_seconds = 0.0
+        encoder = self.check(module, trainer, stage)
+        self._sampler = Sampler(
+            self.engine,
+            encoder,
+            max_tokens=self.max_tokens,
+            stop=self._stop,
+            bad_words=self._bad_words,
+            seed=self.seed,
+        )
+        spec = self._engine_spec(module)
+        processes().from_first(lambda: self.engine.start(spec))
+        if stage == "fit":
+            rank_zero_info(self._arithmetic(trainer))
+
+    def check(self, module: "GRPOModule", trainer: Any, stage: str = "fit") -> PromptEncoder:
+        """Refuse what could not work, as far as that is known without weights and engine.
+
+        Args:
+            module: The module that is trained.
+            trainer: Its Trainer.
+            stage: ``"fit"``, ``"validate"`` or ``"predict"``.
+
+        Returns:
+            The encoder of the tasks' prompts.
+
+        Raises:
+            ConfigurationError: If the run could not work.
+        """
         check_trainer(trainer, stage, self.updates_per_epoch)
         if module.hparams["full_finetuning"]:
             require_full_finetuning(self.engine, trainer.precision)
@@ -224,16 +252,14 @@ class RolloutDataModule(LightningDataModule):
             self._prepare_predict()
         else:
             self.scorer.check(self.tasks[0])
-        self._sampler = Sampler(
-            self.engine,
-            self.prompt_encoder(module.model_name, stage),
-            max_tokens=self.max_tokens,
-            stop=self._stop,
-            bad_words=self._bad_words,
-            seed=self.seed,
-        )
+        encoder = self.prompt_encoder(module.model_name, stage)
         self._draw_tasks(0)
-        spec = EngineSpec(
+        if isinstance(self.engine, CheckedEngine):
+            self.engine.check(self._engine_spec(module))
+        return encoder
+
+    def _engine_spec(self, module: "GRPOModule") -> EngineSpec:
+        return EngineSpec(
             model=module.model_name,
             lora_rank=module.adapter_rank,
             max_length=self.max_prompt_tokens + self.max_tokens,
@@ -244,9 +270,6 @@ class RolloutDataModule(LightningDataModule):
             ),
             seed=self.seed,
         )
-        processes().from_first(lambda: self.engine.start(spec))
-        if stage == "fit":
-            rank_zero_info(self._arithmetic(trainer))
 
     def prompt_encoder(self, model: str, stage: str = "fit") -> PromptEncoder:
         """The encoder of the tasks' prompts for a model, tried on them.

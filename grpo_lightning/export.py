@@ -14,6 +14,7 @@ from grpo_lightning.adapters import CONFIG_FILE, read_adapter_config, read_adapt
 from grpo_lightning.checkpoint_check import STATE_KEY
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.loading import with_adapter
+from grpo_lightning.runs import newest_checkpoint
 from grpo_lightning.staging import staged
 from grpo_lightning.weights import load_exactly
 
@@ -130,13 +131,13 @@ def read_trained(source: Path) -> TrainedWeights:
             raise ConfigurationError(f"expected base_model_name_or_path in {source / CONFIG_FILE}, but it names none")
         return TrainedWeights(source, model, config, read_adapter_weights(source))
     if source.is_dir():
-        checkpoints = [*source.glob("*.ckpt"), *source.glob("checkpoints/*.ckpt")]
-        if not checkpoints:
+        checkpoint = newest_checkpoint(source)
+        if checkpoint is None:
             raise ConfigurationError(
                 f"expected a checkpoint, a run's folder or an adapter's folder, but there is neither {CONFIG_FILE} nor "
-                f"*.ckpt in {source} or its checkpoints folder"
+                f"a whole *.ckpt in {source} or its checkpoints folder"
             )
-        source = max(checkpoints, key=lambda path: path.stat().st_mtime)
+        source = checkpoint
     return _read_checkpoint(source)
 
 

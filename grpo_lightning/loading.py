@@ -70,6 +70,19 @@ def adapter_settings(
     )
 
 
+def holds_start(*, adapter: str | None, full_finetuning: bool, hold_reference: bool) -> bool:
+    """Whether the policy keeps a copy of what is trained as it was at the start.
+
+    A fresh adapter needs none: without it the model is what it was.
+
+    Args:
+        adapter: As in `load_policy`.
+        full_finetuning: As in `load_policy`.
+        hold_reference: As in `load_policy`.
+    """
+    return adapter is not None or (full_finetuning and hold_reference)
+
+
 def load_policy(
     model: str,
     *,
@@ -125,6 +138,7 @@ def load_policy(
         attn_implementation=attn_implementation,
     )
     base.config.use_cache = False
+    hold = holds_start(adapter=adapter, full_finetuning=full_finetuning, hold_reference=hold_reference)
     _disable_dropout(base)
     if gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -133,13 +147,13 @@ def load_policy(
         narrow = {p.dtype for p in base.parameters()} - {torch.float32, torch.float64}
         if narrow:
             raise ConfigurationError(_needs_float32(f"weights of {', '.join(map(str, narrow))} in {model}"))
-        return Policy(base.train(), hold_start=hold_reference)
+        return Policy(base.train(), hold_start=hold)
     if adapter is None:
         return Policy(with_adapter(base, config).train())
     weights = read_adapter_weights(Path(adapter))
     return Policy(
         with_adapter(base, config, weights, adapter).train(),
-        hold_start=True,
+        hold_start=hold,
         start_digest=adapter_digest(Path(adapter)),
     )
 

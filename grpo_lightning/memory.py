@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from grpo_lightning.adapter_config import AdapterConfig
+from grpo_lightning.attention import SHARED_PROMPT
+from grpo_lightning.errors import GRPOError
 from grpo_lightning.functional.logprobs import DEFAULT_CHUNK_BYTES
 from grpo_lightning.loading import with_adapter
+from grpo_lightning.policy import no_sharing
 
 _ATTENTION = "grpo_memory_estimate"
 _LIVE_CHUNKS = 4
@@ -59,8 +62,7 @@ class MemoryEstimate:
         activations: What one micro-batch keeps for its backward pass.
         logits: The chunk of logits that exists at one time.
         update: Copies of what is trained and of its gradients, which the detector compares across the update.
-        engine_weights: The model in the engine.
-        engine_cache: The engine's key-value cache.
+        engine_weights: The model in the engine, without its key-value cache.
     """
 
     weights: int
@@ -70,17 +72,15 @@ class MemoryEstimate:
     logits: int
     update: int
     engine_weights: int
-    engine_cache: int
 
     @property
     def trainer(self) -> int:
         """Peak of the trainer: activations and logits are gone when the update comes."""
         return self.weights + self.trained + self.reference + max(self.activations + self.logits, self.update)
 
-    @property
-    def engine(self) -> int:
-        """Total of the engine."""
-        return self.engine_weights + self.engine_cache
+
+class NoEstimateError(GRPOError):
+    """The arithmetic does not hold for this architecture; the message says why."""
 
 
 def estimate_memory(
@@ -92,8 +92,7 @@ def estimate_memory(
     gradient_checkpointing: bool = False,
     hold_reference: bool = False,
     engine_dtype: torch.dtype | None = None,
-    cache_tokens: int = 0,
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    attn_implementation: str = SHARED_PROMPT,
 ) -> MemoryEstimate:
     """Estimate the memory of trainer and engine for models of softmax attention in the packed layout.
 
@@ -103,31 +102,49 @@ def estimate_memory(
         shape: The largest micro-batch.
         dtype: Of the trainer's weights and computation.
         gradient_checkpointing: Whether layers are computed again in the backward pass.
-        hold_reference: Whether a copy of what is trained is kept (an adapter that is continued; all weights with a KL).
-        engine_dtype: Of the engine's weights and cache; the trainer's by default.
-        cache_tokens: Tokens that the engine's cache has room for.
-        chunk_bytes: Bound for one chunk of float32 logits.
+        hold_reference: Whether a copy of what is trained is kept (`loading.holds_start`).
+        engine_dtype: Of the engine's weights; the trainer's by default.
+        attn_implementation: As in `loading.load_policy`.
+
+    Raises:
+        NoEstimateError: If the batch is not packed for this model, or the model cannot run without storage.
+        ConfigurationError: If the adapter does not fit the model.
     """
-    model, base_bytes = _meta_model(config, adapter, dtype)
+    try:
+        model, base_bytes = _meta_model(config, adapter, dtype)
+        # Of nested configurations the model may have taken the part for text.
+        config = _causal_lm(model).config
+        reason = no_sharing(config, attn_implementation)
+        if reason is not None:
+            raise NoEstimateError(reason)
+        activations = _activations(model, config, shape, dtype, gradient_checkpointing)
+    except GRPOError:
+        raise
+    except Exception as error:
+        # Foreign code that was not written to run without storage can fail in any way.
+        cause = next(iter(str(error).splitlines()), "")
+        raise NoEstimateError(f"{type(config).__name__} without weights: {type(error).__name__}: {cause}") from error
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    engine_size = (engine_dtype or dtype).itemsize
-    chunk = min(shape.sampled_tokens, max(1, chunk_bytes // (config.vocab_size * 4)))
-    logits = chunk * config.vocab_size * (4 * _LIVE_CHUNKS + (dtype.itemsize if dtype.itemsize < 4 else 0))
-    if adapter is None:
-        # The gradient of the output head, added up chunk by chunk.
-        logits += config.vocab_size * config.hidden_size * dtype.itemsize
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return MemoryEstimate(
         weights=base_bytes if adapter is not None else 0,
         trained=4 * trained,
         reference=trained if hold_reference else 0,
-        activations=_activations(model, config, shape, dtype, gradient_checkpointing),
-        logits=logits,
+        activations=activations,
+        logits=_logits(config, shape, dtype, full=adapter is None),
         update=2 * trained,
-        engine_weights=base_bytes // dtype.itemsize * engine_size,
-        engine_cache=2 * cache_tokens * config.num_hidden_layers * heads * head_size * engine_size,
+        engine_weights=base_bytes // dtype.itemsize * (engine_dtype or dtype).itemsize,
     )
+
+
+def _logits(config: Any, shape: BatchShape, dtype: torch.dtype, *, full: bool) -> int:
+    chunk = min(shape.sampled_tokens, max(1, DEFAULT_CHUNK_BYTES // (config.vocab_size * 4)))
+    logits: int = chunk * config.vocab_size * (4 * _LIVE_CHUNKS + (dtype.itemsize if dtype.itemsize < 4 else 0))
+    # With all weights, the gradient of the output head, added up chunk by chunk.
+    return logits + (config.vocab_size * config.hidden_size * dtype.itemsize if full else 0)
+
+
+def _causal_lm(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def _meta_model(config: Any, adapter: AdapterConfig | None, dtype: torch.dtype) -> tuple[Any, int]:
@@ -155,7 +172,7 @@ def _activations(model: Any, config: Any, shape: BatchShape, dtype: torch.dtype,
             saved[storage] = tensor
         return tensor
 
-    causal_lm = model.get_base_model() if hasattr(model, "peft_config") else model
+    causal_lm = _causal_lm(model)
     backbone: nn.Module = getattr(causal_lm, causal_lm.base_model_prefix)
     ids = torch.zeros(1, shape.tokens, dtype=torch.int64, device="meta")
     mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device="meta")

@@ -203,24 +203,36 @@ def choose_layout(config: Any) -> Literal["packed", "sequences"]:
     Raises:
         ConfigurationError: If the attention implementation is unknown.
     """
-    implementation = config._attn_implementation
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    reason = None
-    if implementation in _PER_SEQUENCE_IMPLEMENTATIONS:
-        reason = f"attention implementation {implementation!r} cannot take the shared-prompt mask"
-    elif implementation != SHARED_PROMPT and implementation not in MASKED_IMPLEMENTATIONS:
-        known = (SHARED_PROMPT, *MASKED_IMPLEMENTATIONS, *_PER_SEQUENCE_IMPLEMENTATIONS)
-        raise ConfigurationError(f"unknown attn_implementation {implementation!r}; choose one of {', '.join(known)}")
-    elif layers != {"full_attention"}:
-        reason = f"the model has layers of types {sorted(layers)}, not full attention alone"
-    elif getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        reason = f"the model attends within a window of {config.sliding_window} tokens"
-    elif not hasattr(config, "num_attention_heads"):
-        reason = "the model is not a softmax-attention transformer"
+    reason = no_sharing(config, config._attn_implementation)
     if reason is None:
         return "packed"
     logger.warning("Prompts are not shared between the samples of a group (slower, same result): %s.", reason)
     return "sequences"
+
+
+def no_sharing(config: Any, implementation: str) -> str | None:
+    """Why the samples of a group cannot share their prompt with this model; None if they can.
+
+    Args:
+        config: The Hugging Face configuration of the model.
+        implementation: The attention implementation.
+
+    Raises:
+        ConfigurationError: If the attention implementation is unknown.
+    """
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if implementation in _PER_SEQUENCE_IMPLEMENTATIONS:
+        return f"attention implementation {implementation!r} cannot take the shared-prompt mask"
+    if implementation != SHARED_PROMPT and implementation not in MASKED_IMPLEMENTATIONS:
+        known = (SHARED_PROMPT, *MASKED_IMPLEMENTATIONS, *_PER_SEQUENCE_IMPLEMENTATIONS)
+        raise ConfigurationError(f"unknown attn_implementation {implementation!r}; choose one of {', '.join(known)}")
+    if layers != {"full_attention"}:
+        return f"the model has layers of types {sorted(layers)}, not full attention alone"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return f"the model attends within a window of {config.sliding_window} tokens"
+    if not hasattr(config, "num_attention_heads"):
+        return "the model is not a softmax-attention transformer"
+    return None
 
 
 def unpack(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:

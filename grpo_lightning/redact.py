@@ -1,7 +1,7 @@
 """Keeping secrets out of what is logged and saved."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 REDACTED = "[redacted]"
@@ -49,6 +49,23 @@ def redact(value: Any) -> Any:
         The same with `REDACTED` in place of each secret. Redacting twice changes nothing more.
     """
     return _walk(value, _clean)
+
+
+def redacted_keys(value: Any, key: str = "") -> Iterator[str]:
+    """Where secrets were left out of settings, as keys like ``data.engine.init_args.api_key`` or ``logger[0].url``.
+
+    Args:
+        value: Nested dicts, lists and tuples.
+        key: Where the value itself stands.
+    """
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from redacted_keys(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from redacted_keys(item, f"{key}[{number}]")
+    elif isinstance(value, str) and REDACTED in value:
+        yield key
 
 
 def is_secret_name(name: str) -> bool:

@@ -1,7 +1,9 @@
 """A run's folder: its settings, its checkpoints, and what it has written so far."""
 
 import csv
+import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -21,29 +23,49 @@ def find_run(folder: Path) -> tuple[Path, Path]:
     Raises:
         ConfigurationError: If the folder is no run, with what was looked for.
     """
-    config, checkpoints = folder / "config.yaml", folder / "checkpoints"
-    # Each time that a run goes on, its settings then are saved under the next number.
-    later = sorted(folder.glob("config-*.yaml"), key=lambda path: int(path.stem.rpartition("-")[2]))
-    candidates = sorted(checkpoints.glob("*.ckpt"), key=_age, reverse=True)
-    # A checkpoint is a zip archive, whose directory is at its end: one that was cut off has none.
-    whole = [path for path in candidates if zipfile.is_zipfile(path)]
-    if config.is_file() and whole:
-        return (later or [config])[-1], whole[0]
-    looked_for = {
-        config: config.is_file(),
-        checkpoints / "*.ckpt": bool(candidates),
-        **({checkpoints / "*.ckpt (whole)": False} if candidates and not whole else {}),
-    }
+    config, checkpoint = folder / "config.yaml", newest_checkpoint(folder)
+    if config.is_file() and checkpoint is not None:
+        return _newest_settings(folder), checkpoint
+    looked_for = {config: config.is_file(), folder / "checkpoints" / "*.ckpt": bool(_checkpoints(folder))}
+    if _checkpoints(folder) and checkpoint is None:
+        looked_for[folder / "checkpoints" / "*.ckpt (whole)"] = False
     found = ", ".join(f"{path} ({'found' if is_there else 'not there'})" for path, is_there in looked_for.items())
     raise ConfigurationError(f"expected a run to resume in {folder}, but it holds none; looked for {found}")
 
 
-def _age(path: Path) -> tuple[bool, float]:
-    """``last`` before the others, by the time of writing; those by their step."""
-    if path.stem.startswith("last"):
-        return True, path.stat().st_mtime
-    step = re.search(r"step=(\d+)", path.stem)
-    return False, float(step[1]) if step else -1.0
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint of the highest step, of several the one written last; None if there is none.
+
+    Args:
+        folder: A run's folder, or one of checkpoints.
+    """
+    steps = {path: _step(path) for path in _checkpoints(folder)}
+    whole = [(step, path.stat().st_mtime, path) for path, step in steps.items() if step is not None]
+    return max(whole)[2] if whole else None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")]
+
+
+def _step(checkpoint: Path) -> int | None:
+    """Optimizer steps before a checkpoint; None if it is not whole."""
+    # A checkpoint is a zip archive, whose directory is at its end: one that was cut off has none.
+    if not zipfile.is_zipfile(checkpoint):
+        return None
+    import torch
+
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+    except Exception:
+        # Reading a foreign file can fail in any way.
+        return None
+
+
+def _newest_settings(folder: Path) -> Path:
+    """Each time that a run goes on, its settings then are saved under the next number."""
+    numbers = {int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(r"config-(\d+)\.yaml", path.name))}
+    return folder / f"config-{max(numbers)}.yaml" if numbers else folder / "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -85,12 +107,20 @@ def drop_later_records(folder: Path, progress: Progress) -> None:
                 for row in reader
                 if float(row.get("epoch") or 0) < progress.finished or float(row.get("step") or 0) < progress.step
             ]
-        with metrics.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=reader.fieldnames or ())
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=reader.fieldnames or ())
+        writer.writeheader()
+        writer.writerows(rows)
+        _replace(metrics, text.getvalue())
     if completions.is_file():
         lines = completions.read_text(encoding="utf-8").splitlines(keepends=True)
         # An epoch's completions are written when it begins.
         kept = [line for line in lines if json.loads(line)["epoch"] < progress.begun]
-        completions.write_text("".join(kept), encoding="utf-8")
+        _replace(completions, "".join(kept))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put a text in a file's place: at any moment the old or the new one is there whole."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text, encoding="utf-8", newline="")
+    os.replace(beside, path)

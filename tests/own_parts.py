@@ -3,6 +3,7 @@
 from fakes import FakeEngine
 
 from grpo_lightning import GRPOModule, RolloutDataModule
+from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.tasks import SumTasks
 
 
@@ -42,6 +43,20 @@ class OwnEngine(FakeEngine):
     def __init__(self, speed: int = 1) -> None:
         super().__init__()
         self.speed = speed
+
+
+class PickyEngine(FakeEngine):
+    """An engine that knows beforehand what it cannot serve."""
+
+    def check(self, spec) -> None:
+        """Refuse large adapters."""
+        if spec.lora_rank > 8:
+            raise ConfigurationError(f"expected lora_rank <= 8, but got {spec.lora_rank}")
+
+
+def beyond(position: int, size: int, seed: int) -> int:
+    """An order of tasks that are not there."""
+    return size
 
 
 class OwnReward:

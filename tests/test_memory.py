@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 
+from grpo_lightning.errors import ConfigurationError
+from grpo_lightning.functional.logprobs import DEFAULT_CHUNK_BYTES
 from grpo_lightning.loading import adapter_settings, load_policy
-from grpo_lightning.memory import BatchShape, estimate_memory
+from grpo_lightning.memory import BatchShape, NoEstimateError, estimate_memory
 
 SHAPE = BatchShape(prompts=2, samples=4, prompt_tokens=24, completion_tokens=32)
 
@@ -78,13 +81,13 @@ def test_checkpointing_takes_less(tiny_model):
 
 def test_logits_are_bounded_by_the_chunk(tiny_model):
     config = config_of(tiny_model)
-    config.vocab_size = 150_000
+    config.vocab_size = 1_000_000
     adapter, sizes = adapter_settings(lora_rank=4), []
     for tokens in (1, 8, 64, 512):
         shape = replace(SHAPE, completion_tokens=tokens)
-        sizes.append(estimate_memory(config, adapter, shape, dtype=torch.float32, chunk_bytes=64 * 2**20).logits)
-    assert sizes[0] == 8 * 150_000 * 16
-    assert sizes[0] < sizes[1] < sizes[2] == sizes[3] <= 4 * 64 * 2**20
+        sizes.append(estimate_memory(config, adapter, shape, dtype=torch.float32).logits)
+    assert sizes[0] == 8 * 1_000_000 * 16
+    assert sizes[0] < sizes[1] == sizes[2] == sizes[3] <= 4 * DEFAULT_CHUNK_BYTES
 
 
 def test_the_update_counts_where_it_is_the_peak(tiny_model):
@@ -96,10 +99,35 @@ def test_the_update_counts_where_it_is_the_peak(tiny_model):
 
 
 def test_the_engine(tiny_qwen3):
-    found = estimate(tiny_qwen3, engine_dtype=torch.bfloat16, cache_tokens=1000)
+    found = estimate(tiny_qwen3, engine_dtype=torch.bfloat16)
     assert found.engine_weights == found.weights // 2
-    assert found.engine_cache == 1000 * 2 * 2 * 2 * 16 * 2  # keys and values, layers, heads, size, bytes
-    assert found.engine == found.engine_weights + found.engine_cache
+
+
+def test_a_mixture_of_experts_has_no_estimate():
+    from transformers import Qwen3MoeConfig
+
+    config = Qwen3MoeConfig(**TINY, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    adapter = adapter_settings(lora_rank=4)
+    with pytest.raises(NoEstimateError, match="^Qwen3MoeConfig without weights: "):
+        estimate_memory(config, adapter, SHAPE, dtype=torch.float32)
+
+
+def test_a_nested_configuration_has_no_estimate():
+    from transformers import Gemma3Config, Gemma3TextConfig
+
+    config = Gemma3Config(text_config=Gemma3TextConfig(**TINY, head_dim=16))
+    with pytest.raises(NoEstimateError, match="not a softmax-attention transformer"):
+        estimate_memory(config, adapter_settings(lora_rank=4), SHAPE, dtype=torch.float32)
+
+
+def test_what_does_not_share_prompts_has_no_estimate(tiny_model):
+    with pytest.raises(NoEstimateError, match="'flash_attention_2' cannot take the shared-prompt mask"):
+        estimate(tiny_model, attn_implementation="flash_attention_2")
+
+
+def test_targets_that_the_model_lacks_are_still_refused(tiny_model):
+    with pytest.raises(ConfigurationError, match="expected lora_targets among the model's layers"):
+        estimate_memory(config_of(tiny_model), adapter_settings(lora_targets=["q_prj"]), SHAPE, dtype=torch.float32)
 
 
 @pytest.mark.slow

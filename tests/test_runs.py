@@ -3,19 +3,18 @@ import os
 import zipfile
 
 import pytest
+import torch
 
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.runs import Progress, drop_later_records, find_run
+from grpo_lightning.runs import Progress, drop_later_records, find_run, newest_checkpoint
 
 
-def checkpoint(folder, name, *, whole=True, age=0):
+def checkpoint(folder, name, step=0, *, whole=True, age=0):
     path = folder / "checkpoints" / name
     path.parent.mkdir(exist_ok=True)
-    if whole:
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("data", "weights")
-    else:
-        path.write_bytes(b"PK\x03\x04 cut off")
+    torch.save({"global_step": step, "state_dict": {"weight": torch.zeros(5)}}, path)
+    if not whole:
+        path.write_bytes(path.read_bytes()[:500])
     os.utime(path, (1000 - age, 1000 - age))
     return path
 
@@ -26,30 +25,34 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_last_comes_first(run):
-    checkpoint(run, "epoch=9-step=90.ckpt")
-    last = checkpoint(run, "last.ckpt", age=50)
-    assert find_run(run) == (run / "config.yaml", last)
+def test_the_highest_step_comes_first_whatever_its_name_and_age(run):
+    checkpoint(run, "last.ckpt", 9)
+    highest = checkpoint(run, "best.ckpt", 10, age=99)
+    checkpoint(run, "epoch=9-step=90.ckpt", 8)
+    assert find_run(run) == (run / "config.yaml", highest)
 
 
-def test_the_newest_of_several_last_ones(run):
-    checkpoint(run, "last.ckpt", age=50)
-    newer = checkpoint(run, "last-v1.ckpt", age=10)
+def test_of_the_same_step_the_one_written_last(run):
+    checkpoint(run, "last.ckpt", 9, age=50)
+    newer = checkpoint(run, "last-v1.ckpt", 9, age=10)
     assert find_run(run)[1] == newer
 
 
-def test_else_the_highest_step_whatever_its_age(run):
-    checkpoint(run, "last.ckpt", whole=False)
-    checkpoint(run, "epoch=1-step=9.ckpt")
-    highest = checkpoint(run, "epoch=2-step=10.ckpt", age=99)
-    checkpoint(run, "epoch=3-step=11.ckpt", whole=False)
-    assert find_run(run)[1] == highest
+def test_what_is_no_whole_checkpoint_is_passed_over(run):
+    whole = checkpoint(run, "epoch=2-step=10.ckpt", 10, age=99)
+    checkpoint(run, "last.ckpt", 12, whole=False)
+    with zipfile.ZipFile(run / "checkpoints" / "other.ckpt", "w") as archive:
+        archive.writestr("data", "of something else")
+    assert newest_checkpoint(run) == newest_checkpoint(run / "checkpoints") == whole
+    whole.unlink()
+    assert newest_checkpoint(run) is None
 
 
 def test_the_settings_of_the_last_time(run):
     last = checkpoint(run, "last.ckpt")
     for number in (1, 2, 10):
         (run / f"config-{number}.yaml").write_text("model: {}\n")
+    (run / "config-old.yaml").write_text("model: {}\n")
     assert find_run(run) == (run / "config-10.yaml", last)
 
 

@@ -7,10 +7,12 @@ import torch
 from lightning.pytorch import Trainer
 
 from grpo_lightning.datamodule import RolloutDataModule
-from grpo_lightning.loading import adapter_settings
-from grpo_lightning.memory import BatchShape, estimate_memory
+from grpo_lightning.loading import adapter_settings, holds_start
+from grpo_lightning.memory import BatchShape, NoEstimateError, estimate_memory
 from grpo_lightning.model_source import require_model
 from grpo_lightning.module import GRPOModule
+
+_CONVERTED = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 
 
 def default_folder() -> Path:
@@ -19,7 +21,7 @@ def default_folder() -> Path:
 
 
 def describe(module: GRPOModule, data: RolloutDataModule, trainer: Trainer, folder: Path | None) -> str:
-    """Check rewards, tokenizer and the first prompt, and say what the run would be.
+    """Check all that a fit checks before it loads anything, and say what the run would be.
 
     Args:
         module: The module.
@@ -30,8 +32,7 @@ def describe(module: GRPOModule, data: RolloutDataModule, trainer: Trainer, fold
     Raises:
         ConfigurationError: If the run could not work.
     """
-    data.scorer.check(data.tasks[0])
-    prompt = data.prompt_encoder(module.model_name)(data.tasks[0])
+    prompt = data.check(module, trainer)(data.tasks[0])
     held_out = len(data.val_tasks) if data.val_tasks is not None else 0
     return "\n".join(
         [
@@ -51,17 +52,32 @@ def _memory(module: GRPOModule, data: RolloutDataModule, trainer: Trainer) -> st
     settings, plan = module.hparams, data.plan(trainer)
     config = require_model(module.model_name)
     names = ("adapter", "full_finetuning", "dtype", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
-    dtype = config.dtype or torch.float32 if settings["dtype"] == "auto" else getattr(torch, settings["dtype"])
+    own = config.get_text_config().dtype or config.dtype or torch.float32
     rows = -(-plan.prompts // (plan.updates * plan.micro_batches * plan.processes))
-    estimate = estimate_memory(
-        config,
-        adapter_settings(**{name: settings[name] for name in names}),
-        BatchShape(rows, plan.samples, data.max_prompt_tokens, data.max_tokens),
-        dtype=dtype,
-        gradient_checkpointing=settings["gradient_checkpointing"],
-        hold_reference=settings["adapter"] is not None or (settings["full_finetuning"] and settings["kl_coef"] > 0),
-    )
+    try:
+        estimate = estimate_memory(
+            config,
+            adapter_settings(**{name: settings[name] for name in names}),
+            BatchShape(rows, plan.samples, data.max_prompt_tokens, data.max_tokens),
+            # A "true" precision of Lightning converts the model that was loaded.
+            dtype=_CONVERTED.get(trainer.precision) or _dtype(settings["dtype"], own),
+            gradient_checkpointing=settings["gradient_checkpointing"],
+            hold_reference=holds_start(
+                adapter=settings["adapter"],
+                full_finetuning=settings["full_finetuning"],
+                hold_reference=settings["kl_coef"] > 0,
+            ),
+            engine_dtype=_dtype(getattr(data.engine, "dtype", "auto"), own),
+            attn_implementation=settings["attn_implementation"],
+        )
+    except NoEstimateError as error:
+        return f"no estimate for this architecture ({error})"
     return (
         f"trainer {estimate.trainer / 2**30:.1f} GiB at most (micro-batches of {rows} x {plan.samples} longest "
         f"completions), engine's weights {estimate.engine_weights / 2**30:.1f} GiB"
     )
+
+
+def _dtype(name: str, own: torch.dtype) -> torch.dtype:
+    found: torch.dtype = own if name == "auto" else getattr(torch, name)
+    return found

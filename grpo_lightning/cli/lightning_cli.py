@@ -1,13 +1,12 @@
 """A LightningCLI with the defaults that rollouts need, settings of one's own classes, and readable errors."""
 
 import pkgutil
-import warnings
+import shlex
 from argparse import ArgumentError
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -17,10 +16,11 @@ from grpo_lightning.callbacks.run_directory import run_directory
 from grpo_lightning.callbacks.save_config import SaveConfig, settings_text
 from grpo_lightning.cli.errors import root_error
 from grpo_lightning.cli.explain import explain
+from grpo_lightning.cli.resumed_run import go_on_in
 from grpo_lightning.datamodule import RolloutDataModule
 from grpo_lightning.errors import ConfigurationError, GRPOError
 from grpo_lightning.module import GRPOModule
-from grpo_lightning.runs import checkpoint_progress, drop_later_records
+from grpo_lightning.redact import REDACTED, redacted_keys
 
 TRAINER_DEFAULTS = {
     "reload_dataloaders_every_n_epochs": 1,
@@ -40,6 +40,18 @@ class SaveTrainingConfig(SaveConfig):
         """Save, unless a command that does not train finds a run's settings."""
         if stage == "fit" or not (run_directory(trainer) / "config.yaml").exists():
             super().save_config(trainer, pl_module, stage)
+
+
+class SaveResumedConfig(SaveConfig):
+    """`SaveConfig` that waits until training goes on: settings with which it cannot are not those of the next time."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save nothing yet. All ranks must agree on the folder first."""
+        run_directory(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save."""
+        super().setup(trainer, pl_module, "fit")
 
 
 class GRPOCLI(LightningCLI):
@@ -80,7 +92,8 @@ class GRPOCLI(LightningCLI):
         """Parse, and say what is wrong.
 
         Raises:
-            ConfigurationError: If a setting is unknown, missing or of the wrong type.
+            ConfigurationError: If a setting is unknown, missing or of the wrong type, or a secret that was left out
+                when the settings were saved.
         """
         assert isinstance(args, list)
         try:
@@ -88,6 +101,7 @@ class GRPOCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise ConfigurationError(explain(str(error), self._known_keys(), settings_of)) from error
+        _refuse_redacted(self.config[self.config.subcommand].as_dict())
 
     def _known_keys(self) -> set[str]:
         keys = {action.dest for parser in self._subcommand_parsers.values() for action in parser._actions}
@@ -116,32 +130,32 @@ class GRPOCLI(LightningCLI):
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Loggers that write to the same place write to the same folder of it, so that a run has one folder."""
+        """Loggers that write to the same place write to the same folder of it, so that a run has one folder.
+
+        Raises:
+            ConfigurationError: If a resumed run's loggers cannot go on in its folder.
+        """
         trainer = super().instantiate_trainer(**kwargs)
+        if self._resumed_run is not None:
+            go_on_in(trainer, self._resumed_run)
+            return trainer
         files = [logger for logger in trainer.loggers if isinstance(logger, (CSVLogger, TensorBoardLogger))]
         for logger in files:
-            if self._resumed_run is not None:
-                _write_to(logger, self._resumed_run)
-            elif logger.root_dir == files[0].root_dir and logger._version is None:
+            if logger.root_dir == files[0].root_dir and logger._version is None:
                 logger._version = files[0].version
         return trainer
 
     def before_fit(self) -> None:
-        """Refuse to write into another run's folder; make a resumed run's folder ready to go on.
+        """Refuse to write into another run's folder.
 
         Raises:
             ConfigurationError: If there is a run already.
         """
         folder = self.planned_folder()
-        if self._resumed_run is not None:
-            checkpoint = torch.load(self._get(self.config, "ckpt_path"), map_location="cpu", weights_only=True)
-            if self.trainer.is_global_zero:
-                drop_later_records(self._resumed_run, checkpoint_progress(checkpoint))
-                _keep_metrics(self.trainer)
-        elif folder is not None and (folder / "config.yaml").exists():
+        if self._resumed_run is None and folder is not None and (folder / "config.yaml").exists():
             raise ConfigurationError(
                 f"expected a new folder for this run, but {folder} already holds one; give the logger another version "
-                f"or name, or continue that run: grpo-lightning resume {folder}"
+                f"or name, or continue that run: grpo-lightning resume {shlex.quote(str(folder))}"
             )
 
     def planned_folder(self) -> Path | None:
@@ -193,7 +207,7 @@ def run_lightning(args: Sequence[str], *, resumed_run: Path | None = None, dispa
         subclass_mode_data=subclasses,
         trainer_defaults=TRAINER_DEFAULTS,
         auto_configure_optimizers=False,
-        save_config_callback=SaveTrainingConfig,
+        save_config_callback=SaveTrainingConfig if resumed_run is None else SaveResumedConfig,
         args=list(args),
         parser_kwargs={"prog": "grpo-lightning"},
     )
@@ -205,28 +219,20 @@ def settings_of(class_path: str) -> Collection[str]:
     return names
 
 
+def _refuse_redacted(settings: dict[str, Any]) -> None:
+    keys = list(redacted_keys(settings))
+    if not keys:
+        return
+    # The command line reaches into lists only by their last item.
+    ways = [
+        f"edit {key} in a copy of the configuration file" if "[" in key else f"add --{key} VALUE to the command line"
+        for key in keys
+    ]
+    raise ConfigurationError(
+        f"expected a value for {', '.join(keys)}, but got {REDACTED!r}: saved settings hold no secrets; "
+        + " and ".join(ways)
+    )
+
+
 def _seed(seed_everything: bool | int) -> int:
     return 0 if isinstance(seed_everything, bool) else seed_everything
-
-
-def _write_to(logger: CSVLogger | TensorBoardLogger, folder: Path) -> None:
-    """Have the logger go on in a folder, wherever that has been moved to."""
-    # Where it was not moved the path stays as it was written: ModelCheckpoint compares it to know its own files.
-    if Path(logger.root_dir).resolve() != folder.parent:
-        logger._root_dir, logger._name = str(folder.parent.parent), folder.parent.name
-        if isinstance(logger, CSVLogger):
-            logger._save_dir = logger._root_dir
-    logger._version = folder.name
-
-
-def _keep_metrics(trainer: Trainer) -> None:
-    """Append to what `CSVLogger` has written before, which it would delete."""
-    for logger in trainer.loggers:
-        if isinstance(logger, CSVLogger):
-            path = Path(logger.log_dir) / "metrics.csv"
-            written = path.read_text(encoding="utf-8") if path.is_file() else ""
-            with warnings.catch_warnings(action="ignore"):
-                experiment = logger.experiment
-            if written:
-                path.write_text(written, encoding="utf-8")
-                experiment.metrics_keys = written.splitlines()[0].split(",")

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.metadata
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -58,5 +59,5 @@ def _no_command(args: list[str]) -> str:
     later = next((i for i, arg in enumerate(args) if arg in COMMANDS), None)
     if later is None:
         return f"expected a command first, but got {args[0]!r}; see grpo-lightning --help"
-    ordered = " ".join(["grpo-lightning", args[later], *args[:later], *args[later + 1 :]])
+    ordered = shlex.join(["grpo-lightning", args[later], *args[:later], *args[later + 1 :]])
     return f"expected the command first, but got {args[0]!r}; run: {ordered}"

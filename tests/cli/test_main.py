@@ -63,6 +63,7 @@ def test_our_own_commands_have_help(command, capsys):
             ["-c", "x.yaml", "fit", "--a"],
             "expected the command first, but got '-c'; run: grpo-lightning fit -c x.yaml --a",
         ),
+        (["-c", "my x.yaml", "fit"], "run: grpo-lightning fit -c 'my x.yaml'"),
         (["--verson"], "expected a command first, but got '--verson'"),
         (["validate", "--dry-run"], "--dry-run goes with fit, not with validate"),
         (["fit", "-c", "nowhere.yaml"], "expected a configuration file, but there is none at nowhere.yaml"),

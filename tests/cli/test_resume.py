@@ -7,6 +7,7 @@ import shlex
 import shutil
 
 import pytest
+import yaml
 
 from grpo_lightning.cli import main
 
@@ -62,6 +63,83 @@ def test_wrong_overrides_leave_the_run_as_it_is(settings, folder, capsys):
     assert main(["resume", RUN, "--model.lerning_rate=1"]) == 2
     assert "did you mean model.learning_rate?" in capsys.readouterr().err
     assert (folder / RUN / "metrics.csv").read_text() == before
+
+
+def contents(folder):
+    """All that a run keeps but its summary, which any end rewrites."""
+    files = (path for path in (folder / RUN).rglob("*") if path.is_file() and path.name != "summary.json")
+    return {path: path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "--trainer.reload_dataloaders_every_n_epochs=2",
+        "--model.lora_rank=4",
+        "--data.rewards=[own_parts.text]",
+    ],
+)
+def test_a_run_that_cannot_go_on_keeps_its_records(settings, folder, override):
+    assert main(["fit", *settings, "--trainer.max_epochs=3"]) == 0
+    checkpoints = folder / RUN / "checkpoints"
+    for path in (checkpoints / "last.ckpt", *checkpoints.glob("*step=6.ckpt")):
+        path.unlink()
+    before = contents(folder)
+    assert main(["resume", RUN, override]) != 0
+    assert contents(folder) == before
+    # What can go on still does, with the settings that it had.
+    assert main(["resume", RUN]) == 0
+    assert steps(folder) == [(0, 1), (1, 3), (2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("logger", "got"), [("false", "none"), ("grpo_lightning.loggers.TrackioLogger", "TrackioLogger")]
+)
+def test_a_logger_that_has_no_folder_to_go_on_in_is_refused(settings, folder, logger, got, capsys):
+    assert main(["fit", *settings]) == 0
+    before = contents(folder)
+    project = [] if logger == "false" else ["--trainer.logger.project=sums"]
+    assert main(["resume", RUN, f"--trainer.logger={logger}", *project]) == 2
+    error = capsys.readouterr().err
+    assert f"expected CSVLogger or TensorBoardLogger as the run's first logger, but got {got}" in error
+    assert contents(folder) == before
+    # The command that it names works.
+    command = shlex.split(error.partition("grpo-lightning ")[2])
+    assert main([*command, "--trainer.logger.version=next", "--trainer.max_epochs=3"]) == 0
+
+
+def test_secrets_that_were_left_out_are_asked_for(settings, folder, capsys):
+    given = ["--data.engine=short_run.EngineWithSettings", "--data.engine.env={API_KEY: secret}"]
+    assert main(["fit", *settings, *given]) == 0
+    assert main(["resume", RUN]) == 2
+    key = "data.init_args.engine.init_args.env.API_KEY"
+    assert (
+        f"expected a value for {key}, but got '[redacted]': saved settings hold no secrets; add --{key} VALUE to the "
+        "command line" in capsys.readouterr().err
+    )
+    assert main(["fit", "-c", f"{RUN}/config.yaml"]) == 2
+    assert main(["resume", RUN, f"--{key}", "secret", "--trainer.max_epochs=3"]) == 0
+    assert len(steps(folder)) == 3
+
+
+def test_a_secret_within_a_list(settings, folder, capsys):
+    logger = {"class_path": "short_run.LoggerWithKey", "init_args": {"save_dir": "runs", "api_key": "[redacted]"}}
+    (folder / "logger.yaml").write_text(yaml.safe_dump({"trainer": {"logger": [logger]}}))
+    assert main(["fit", *settings, "-c", "logger.yaml"]) == 2
+    key = "trainer.logger[0].init_args.api_key"
+    assert f"edit {key} in a copy of the configuration file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("args", [["-h"], [RUN, "-h"], [RUN, "--help"]])
+def test_help_is_short(folder, args, capsys):
+    assert main(["resume", *args]) == 0
+    assert capsys.readouterr().out.startswith("Go on with a run from its newest checkpoint")
+
+
+def test_settings_that_are_not_there(settings, folder, capsys):
+    assert main(["fit", *settings, "--trainer.max_epochs=1"]) == 0
+    assert main(["resume", RUN, "-c", "missing.yaml"]) == 2
+    assert "expected a configuration file, but there is none at missing.yaml" in capsys.readouterr().err
 
 
 def test_every_printed_command_works(settings, folder, capsys):

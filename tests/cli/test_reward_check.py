@@ -66,6 +66,23 @@ def test_the_same_for_everything_is_called_out():
     ]
 
 
+def test_a_reward_that_prefers_wrong_answers_is_called_out():
+    def backwards(completion, answer):
+        return 0.0 if answer in completion or not completion else 1.0
+
+    tasks = [Task(a, ({"role": "user", "content": "?"},), {"answer": a}) for a in "xyz"]
+    assert warnings_of(check(Scorer([backwards]), tasks)) == [
+        "reward 'backwards' gives right completions 0.000 on average and wrong ones 1.000: expected more for right ones"
+    ]
+
+
+def test_the_runs_devices_and_loggers_are_not_needed(settings, folder):
+    args = ["--trainer.accelerator=gpu", "--trainer.devices=8", "--trainer.strategy=ddp", "--trainer.precision=16-true"]
+    loggers = ["--trainer.logger=lightning.pytorch.loggers.WandbLogger", "--trainer.logger.offline=true"]
+    assert main(["reward-check", *settings, *args, *loggers]) == 0
+    assert [path.name for path in folder.iterdir()] == ["small.yaml"]
+
+
 def test_the_command_prints_a_table(settings, capsys):
     args = ["reward-check", *settings, "-n", "3", "--data.rewards=[grpo_lightning.rewards.last_number_correct]"]
     assert main([*args, "--data.engine=grpo_lightning.VLLMEngine", "--model.model=models/that/is/not/there"]) == 0

@@ -101,7 +101,7 @@ def test_another_directory_is_refused(trackio_directory, tmp_path):
 
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
-    with pytest.raises(ModuleNotFoundError, match=r"grpo-lightning\[trackio\]"):
+    with pytest.raises(ConfigurationError, match=r"grpo-lightning\[trackio\]"):
         TrackioLogger("p")
 
 

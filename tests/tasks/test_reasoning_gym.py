@@ -55,3 +55,15 @@ def test_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ConfigurationError, match=r"install grpo-lightning\[reasoning-gym\]"):
         ReasoningGymTasks("chain_sum")
+
+
+def test_a_name_that_is_close_is_suggested():
+    with pytest.raises(
+        ConfigurationError, match="expected a dataset of reasoning-gym, but got 'chain_sums'; did you mean chain_sum"
+    ):
+        ReasoningGymTasks("chain_sums")
+
+
+def test_else_all_are_named():
+    with pytest.raises(ConfigurationError, match="choose one of ab, .*, chain_sum, "):
+        ReasoningGymTasks("0000000000")
