@@ -68,7 +68,8 @@ class GRPOModule(LightningModule):
         lora_rank: Rank of a fresh adapter.
         lora_alpha: Scale of a fresh adapter times its rank.
         lora_dropout: Dropout before the adapter. 0, because noise in the ratio hides what the detectors look for.
-        lora_targets: Layers that get a fresh adapter, by name, or ``"all-linear"``.
+        lora_targets: Layers that get a fresh adapter: a name or a list of names, ``"all-linear"``, or any other string
+            as a regular expression for whole module names.
         learning_rate: Peak learning rate of AdamW. Adapters take about ten times that of full fine-tuning.
         weight_decay: Weight decay of AdamW.
         warmup_updates: Optimizer steps over which the learning rate rises linearly from 0.
