@@ -41,8 +41,10 @@ class VLLMEngine:
         lora_dtype: Precision in which vLLM keeps the adapter. ``"auto"`` takes the model's dtype, in which small
             updates of an adapter can round away; float32 keeps them.
         gpu_memory_utilization: Share of the device's memory for weights and cache (GPU only).
-        cpu_cache_gib: Size of the key-value cache in GiB (CPU only).
-        cpu_threads: Threads of the engine's worker (CPU only); all cores by default.
+        cpu_cache_gib: Size of the key-value cache in GiB (CPU only). If omitted, ``VLLM_CPU_KVCACHE_SPACE`` of the
+            environment, else 2.
+        cpu_threads: Threads of the engine's worker (CPU only). If omitted, ``OMP_NUM_THREADS`` of the environment,
+            which torchrun sets to 1, else all cores.
         tensor_parallel_size: Devices that share the model.
         enforce_eager: Skip compilation: starts faster, samples slower on GPUs. Always on for CPU, where
             compiling takes minutes.
@@ -60,7 +62,7 @@ class VLLMEngine:
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         lora_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
         gpu_memory_utilization: float = 0.45,
-        cpu_cache_gib: int = 2,
+        cpu_cache_gib: int | None = None,
         cpu_threads: int | None = None,
         tensor_parallel_size: int = 1,
         enforce_eager: bool = False,
