@@ -21,7 +21,7 @@ def require_model(model: str) -> Any:
     """
     from transformers import AutoConfig, __version__
 
-    path = Path(model).expanduser()
+    path = Path(model)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ConfigurationError(_no_model_in(path))
     if not path.exists() and _is_surely_path(model):

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os.path import expanduser
 from typing import Any, Literal
 
 import torch
@@ -103,6 +104,7 @@ class GRPOModule(LightningModule):
         aggregation: Aggregation = "sequence",
     ) -> None:
         super().__init__()
+        model, adapter = expanduser(model), adapter and expanduser(adapter)
         if learning_rate < 0 or kl_coef < 0 or warmup_updates < 0:
             raise ConfigurationError(
                 "expected learning_rate, kl_coef and warmup_updates >= 0, but got "
@@ -119,6 +121,8 @@ class GRPOModule(LightningModule):
         )
         self.adapter_rank = largest_rank(settings) if settings is not None else 0
         self.save_hyperparameters()
+        # From the command line the line above takes what was given, not what it is by now.
+        self.hparams.update(model=model, adapter=adapter)
         self.model_name = model
         self.policy: Policy
         # Checkpoints hold what is trained alone; its key set is checked exactly in on_load_checkpoint.
