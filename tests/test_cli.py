@@ -94,7 +94,7 @@ def test_fit_leaves_a_run_folder(folder, tiny_model, config, capsys):
 def test_the_first_line_says_what_it_is(config):
     first = config.read_text().splitlines()[0]
     assert first.startswith("# ")
-    assert ("Not run here" in first) == ("accelerator: gpu" in config.read_text())
+    assert ("Not run on a GPU yet" in first) == ("accelerator: gpu" in config.read_text())
 
 
 def test_saved_settings_can_be_run_again(folder, tiny_model, capsys):
