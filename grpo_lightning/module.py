@@ -355,6 +355,7 @@ class GRPOModule(LightningModule):
         trainable = self._trainable_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
         checkpoint[STATE_KEY] = {
+            "prompts": None if (data := self._data()) is None else data.sampler.encoder.record(),
             "policy_version": self.policy_version,
             "statistics": self._statistics.state_dict(),
             "start": self._start,
