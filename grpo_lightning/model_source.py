@@ -10,6 +10,11 @@ _EXTENDING_ROPE = ("linear", "dynamic", "yarn")
 """Kinds of rotary scaling with which the context is longer than ``max_position_embeddings`` says."""
 
 
+def expanded(name: str) -> str:
+    """A directory or hub name with the home for a leading ``~``, which libraries take for a folder of that name."""
+    return os.path.expanduser(name)
+
+
 def require_model(model: str) -> Any:
     """The Hugging Face configuration of a model, read before anything large is loaded.
 

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from os.path import expanduser
 from typing import Any, Literal
 
 import torch
@@ -27,6 +26,7 @@ from grpo_lightning.errors import CheckpointError, ConfigurationError
 from grpo_lightning.functional import Aggregation, PolicyLoss, clipped_surrogate, kl_k3, token_weights
 from grpo_lightning.loading import Dtype, adapter_settings, load_policy
 from grpo_lightning.metrics import EpochStatistics, RatioStats
+from grpo_lightning.model_source import expanded
 from grpo_lightning.policy import Policy
 from grpo_lightning.redact import redact, redact_hyperparameters
 from grpo_lightning.rollout.batch import PackedBatch
@@ -104,7 +104,7 @@ class GRPOModule(LightningModule):
         aggregation: Aggregation = "sequence",
     ) -> None:
         super().__init__()
-        model, adapter = expanduser(model), adapter and expanduser(adapter)
+        model, adapter = expanded(model), adapter and expanded(adapter)
         if learning_rate < 0 or kl_coef < 0 or warmup_updates < 0:
             raise ConfigurationError(
                 "expected learning_rate, kl_coef and warmup_updates >= 0, but got "

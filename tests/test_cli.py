@@ -150,9 +150,8 @@ def test_files_and_their_columns_are_set_in_yaml(tmp_path):
         "init_args": {
             "path": str(tmp_path / "tasks.jsonl"),
             "columns": {"prompt": "question", "answer": "solution"},
-            "system_prompt": "Be brief.",
         },
     }
     (task,) = data_module({"tasks": tasks}).tasks
-    assert [message["content"] for message in task.messages] == ["Be brief.", "1+1?"]
+    assert [message["content"] for message in task.messages] == ["1+1?"]
     assert task.data == {"answer": "2"}
