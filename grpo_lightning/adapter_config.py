@@ -16,6 +16,7 @@ _UNSERVABLE = {
     "use_dora": "DoRA",
     "lora_bias": "biases in the adapter",
     "modules_to_save": "whole modules beside the adapter",
+    "target_parameters": "adapters of bare parameters",
     "trainable_token_indices": "trained token embeddings",
     "alora_invocation_tokens": "activated LoRA",
     "layer_replication": "replicated layers",
@@ -58,6 +59,8 @@ def check_servable(config: AdapterConfig, source: str) -> None:
             "Convert it with PEFT (path_initial_model_for_weight_conversion), or merge it into the model and start a "
             "fresh adapter on that"
         )
+    if not config.get("target_modules"):
+        raise ConfigurationError(f"expected target_modules in {source}, the layers that have an adapter, but got none")
     for name, rank in {"r": config.get("r"), **(config.get("rank_pattern") or {})}.items():
         if not isinstance(rank, int) or rank < 1:
             raise ConfigurationError(f"expected a rank >= 1 in {source}, but got {name}={rank!r}")

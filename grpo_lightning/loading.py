@@ -46,6 +46,7 @@ def adapter_settings(
     Raises:
         ConfigurationError: If the settings contradict each other, or ask for what vLLM cannot serve.
     """
+    lora_targets = _names_or_pattern(lora_targets)
     if full_finetuning:
         if adapter is not None:
             raise ConfigurationError(
@@ -112,7 +113,8 @@ def load_policy(
         lora_rank: Rank of a fresh adapter.
         lora_alpha: Scale of a fresh adapter times its rank.
         lora_dropout: Dropout on the adapter's input. Not 0, it makes the ratio noisy and hides a stuck policy.
-        lora_targets: Names of the layers that get a fresh adapter, or ``"all-linear"`` (all but the output head).
+        lora_targets: Layers that get a fresh adapter: a name or a list of names, ``"all-linear"`` (all but the output
+            head), or any other string as a regular expression for whole module names.
         gradient_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
 
     Raises:
@@ -216,6 +218,22 @@ def _needs_float32(got: str) -> str:
         f"expected float32 weights with full_finetuning, but got {got}: in less precision most updates round away. "
         "Use dtype='float32', with Trainer(precision='bf16-mixed') for speed"
     )
+
+
+def _names_or_pattern(targets: str | Sequence[str]) -> str | Sequence[str]:
+    """Targets as PEFT takes them: to PEFT even a plain name is a pattern for the whole path, and so matches nothing."""
+    if not isinstance(targets, str) or targets == DEFAULT_TARGETS:
+        return targets
+    if targets.isidentifier():
+        return [targets]
+    try:
+        re.compile(targets)
+    except re.error as error:
+        raise ConfigurationError(
+            "expected lora_targets to be names of layers, 'all-linear' or a regular expression for whole module names, "
+            f"but got {targets!r}: {error}; '.*' stands for any text, as in '.*q_proj'"
+        ) from error
+    return targets
 
 
 def _check_targets(base: Any, targets: str | Sequence[str], source: str) -> None:

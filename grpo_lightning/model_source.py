@@ -10,6 +10,11 @@ _EXTENDING_ROPE = ("linear", "dynamic", "yarn")
 """Kinds of rotary scaling with which the context is longer than ``max_position_embeddings`` says."""
 
 
+def expanded(name: str) -> str:
+    """A directory or hub name with the home for a leading ``~``, which libraries take for a folder of that name."""
+    return os.path.expanduser(name)
+
+
 def require_model(model: str) -> Any:
     """The Hugging Face configuration of a model, read before anything large is loaded.
 
@@ -21,7 +26,7 @@ def require_model(model: str) -> Any:
     """
     from transformers import AutoConfig, __version__
 
-    path = Path(model).expanduser()
+    path = Path(model)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ConfigurationError(_no_model_in(path))
     if not path.exists() and _is_surely_path(model):

@@ -36,6 +36,7 @@ from grpo_lightning.functional import Aggregation, clipped_surrogate, kl_k3, tok
 from grpo_lightning.functional.lr_schedule import LRSchedule, lr_factor
 from grpo_lightning.loading import Dtype, adapter_settings, load_policy
 from grpo_lightning.metrics import EpochStatistics, RatioStats
+from grpo_lightning.model_source import expanded
 from grpo_lightning.policy import Policy
 from grpo_lightning.redact import redact, redact_hyperparameters
 from grpo_lightning.rollout.batch import PackedBatch
@@ -64,7 +65,8 @@ class GRPOModule(LightningModule):
         lora_rank: Rank of a fresh adapter.
         lora_alpha: Scale of a fresh adapter times its rank.
         lora_dropout: Dropout before the adapter. 0, because noise in the ratio hides what the detectors look for.
-        lora_targets: Layers that get a fresh adapter, by name, or ``"all-linear"``.
+        lora_targets: Layers that get a fresh adapter: a name or a list of names, ``"all-linear"``, or any other string
+            as a regular expression for whole module names.
         learning_rate: Peak learning rate of AdamW. Adapters take about ten times that of full fine-tuning.
         weight_decay: Weight decay of AdamW.
         warmup_updates: Optimizer steps over which the learning rate rises linearly from 0.
@@ -98,6 +100,7 @@ class GRPOModule(LightningModule):
         aggregation: Aggregation = "sequence",
     ) -> None:
         super().__init__()
+        model, adapter = expanded(model), adapter and expanded(adapter)
         if learning_rate < 0 or kl_coef < 0 or warmup_updates < 0:
             raise ConfigurationError(
                 "expected learning_rate, kl_coef and warmup_updates >= 0, but got "
@@ -114,6 +117,8 @@ class GRPOModule(LightningModule):
         )
         self.adapter_rank = largest_rank(settings) if settings is not None else 0
         self.save_hyperparameters()
+        # From the command line the line above takes what was given, not what it is by now.
+        self.hparams.update(model=model, adapter=adapter)
         self.model_name = model
         self.policy: Policy
         self._start_record: StartRecord = {}
@@ -346,6 +351,7 @@ class GRPOModule(LightningModule):
         trainable = self._trainable_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
         checkpoint[STATE_KEY] = {
+            "prompts": None if (data := self._data()) is None else data.sampler.encoder.record(),
             "policy_version": self.policy_version,
             "statistics": self._statistics.state_dict(),
             "start": self._start_record,

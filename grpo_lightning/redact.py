@@ -8,16 +8,27 @@ REDACTED = "[redacted]"
 """What stands in place of a secret."""
 
 _SECRET_NAME = re.compile(
-    r"(?:password|passwd|passphrase|secret|credential|apikey|authorization|\b(?:api|access|private) key)s?\b|\bbearer\b"
+    r"(?:password|passwd|passphrase|secret|credential|apikey|authorization"
+    r"|\b(?:cookie|pwd|(?:api|access|private|account|signing|encryption|ssh) key|(?:hf|access|auth|api) ?token))s?\b"
+    r"|\bbearer\b|\bauth$"
 )
 _TEXT_TOKEN_NAME = re.compile(
-    r"\b(?:bos|eos|pad|unk|sep|cls|mask|stop|start|begin|end|special|think|image|audio|video)\b|\bper token"
+    r"\b(?:bos|eos|pad|unk|sep|cls|mask|stop|start|begin|end|special|think|image|audio|video|per"
+    r"|(?:start|begin|end) of \w+) token$"
 )
 """Names of ``token`` as a piece of text, not as a credential."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _SPECIAL_TOKEN = re.compile(r"<.*>|\[[A-Z]+\]")
-_URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s:@]*:[^/\s]+(?=@)")
+_URL_CREDENTIALS = re.compile(
+    r"(?<=://)[^/\s:@]*:[^/\s]+(?=@)"
+    # Without a password it is a key in HTTP, but a mere login name in ssh://git@host.
+    r"|(?:(?<=http://)|(?<=https://))[^/\s@?#]+(?=@)"
+)
+_QUERY_PARAMETER = re.compile(r"(?<=[?&])([\w.-]+)=[^&#\s]+")
+_SECRET_PARAMETER = re.compile(r"key|sig|.*signature", re.IGNORECASE)
+"""Names that mean a credential in the query of a URL, though not elsewhere."""
+
 _KNOWN_TOKENS = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"hf_[A-Za-z0-9]{16,}"
@@ -39,7 +50,8 @@ def redact(value: Any) -> Any:
 
     A value is a secret if its key says so (``api_key``, ``token``, ``password``, ``authorization``, ...; not
     ``max_tokens``, ``stop_token_ids`` or ``bos_token``). Within other text, well-known tokens (``hf_...``,
-    ``sk-...``, ``ghp_...``, ...) and the ``user:password`` of a URL are replaced. None, booleans and empty text are
+    ``sk-...``, ``ghp_...``, ...), the ``user:password`` or key before the host of a URL, and secret parameters of its
+    query are replaced. None, booleans and empty text are
     kept as they are, and so is everything that is not a dict, list, tuple, text, bytes or number.
 
     Args:
@@ -103,7 +115,12 @@ def _walk(value: Any, leaf: Callable[[Any], Any]) -> Any:
 def _clean(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    return _URL_CREDENTIALS.sub(REDACTED, _KNOWN_TOKENS.sub(REDACTED, value))
+    return _URL_CREDENTIALS.sub(REDACTED, _QUERY_PARAMETER.sub(_clean_parameter, _KNOWN_TOKENS.sub(REDACTED, value)))
+
+
+def _clean_parameter(parameter: re.Match[str]) -> str:
+    name = parameter[1]
+    return f"{name}={REDACTED}" if _SECRET_PARAMETER.fullmatch(name) or is_secret_name(name) else parameter[0]
 
 
 def _hide(value: Any) -> Any:

@@ -70,6 +70,18 @@ def test_other_kinds_of_adapters_are_refused():
         check_servable({**PLAIN, "peft_type": "IA3"}, "folder")
 
 
+def test_adapters_of_bare_parameters_are_refused():
+    config = {**PLAIN, "target_modules": None, "target_parameters": ["mlp.experts.gate_up_proj"]}
+    with pytest.raises(ConfigurationError, match=r"has target_parameters=\[.*\] \(adapters of bare parameters\)"):
+        continued_config(config, "folder", **KEEP)
+
+
+@pytest.mark.parametrize("targets", [None, []])
+def test_an_adapter_of_no_layers_is_refused(targets):
+    with pytest.raises(ConfigurationError, match="expected target_modules in folder, .* but got none"):
+        continued_config({**PLAIN, "target_modules": targets}, "folder", **KEEP)
+
+
 @pytest.mark.parametrize("change", [{"r": 0}, {"r": None}, {"rank_pattern": {"q_proj": 0}}], ids=name)
 def test_impossible_ranks_are_refused(change):
     with pytest.raises(ConfigurationError, match=r"expected a rank >= 1 in folder, but got (r|q_proj)=(0|None)"):

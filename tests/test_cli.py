@@ -94,7 +94,7 @@ def test_fit_leaves_a_run_folder(folder, tiny_model, config, capsys):
 def test_the_first_line_says_what_it_is(config):
     first = config.read_text().splitlines()[0]
     assert first.startswith("# ")
-    assert ("Not run here" in first) == ("accelerator: gpu" in config.read_text())
+    assert ("Not run on a GPU yet" in first) == ("accelerator: gpu" in config.read_text())
 
 
 def test_saved_settings_can_be_run_again(folder, tiny_model, capsys):
@@ -150,9 +150,8 @@ def test_files_and_their_columns_are_set_in_yaml(tmp_path):
         "init_args": {
             "path": str(tmp_path / "tasks.jsonl"),
             "columns": {"prompt": "question", "answer": "solution"},
-            "system_prompt": "Be brief.",
         },
     }
     (task,) = data_module({"tasks": tasks}).tasks
-    assert [message["content"] for message in task.messages] == ["Be brief.", "1+1?"]
+    assert [message["content"] for message in task.messages] == ["1+1?"]
     assert task.data == {"answer": "2"}

@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+from grpo_lightning.cli import main
 from grpo_lightning.cli.lightning_cli import DATA, MODEL, settings_of
 from grpo_lightning.cli.main import COMMANDS
 
@@ -19,6 +20,11 @@ def shown():
 
 def test_every_command_is_shown():
     assert {args[0] for args in shown()} - {"-c"} == set(COMMANDS)
+
+
+def test_the_list_of_configurations_is_what_is_printed(capsys):
+    assert main(["ls"]) == 0
+    assert f"$ grpo-lightning ls\n{capsys.readouterr().out}$ grpo-lightning cp" in PAGE
 
 
 def test_settings_exist():

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import encode
+from fakes import FakeEngine, encode
+from lightning.pytorch.callbacks import ModelCheckpoint
 from policies import fit, make_adapter, module, randomise
+from runs import data, trainer
 
 from grpo_lightning import TransformersEngine
 from grpo_lightning.errors import ConfigurationError
@@ -124,6 +126,57 @@ def test_an_adapter_needs_no_base_model(checkpoint, tmp_path):
     torch.save(content, tmp_path / "moved.ckpt")
     export(tmp_path / "moved.ckpt", tmp_path / "a", merged=False)
     assert sorted(os.listdir(tmp_path / "a")) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+TEMPLATE = "{% if shout %}!{% endif %}{% for m in messages %}[{{ m.content }}]{% endfor %}>"
+
+
+class TestPrompts:
+    """How the run made its prompts goes along, or is said."""
+
+    def run(self, tmp_path, model, **settings):
+        keep = ModelCheckpoint(tmp_path, save_last=True, every_n_epochs=1)
+        run = trainer(tmp_path, max_epochs=1, enable_checkpointing=True, callbacks=[keep])
+        run.fit(module(model, lora_rank=4), data(FakeEngine(), **settings))
+        return tmp_path / "last.ckpt"
+
+    def test_the_template_of_a_file_is_exported_though_the_file_has_gone(self, tmp_path, tiny_model):
+        from transformers import AutoTokenizer
+
+        (tmp_path / "chat.jinja").write_text(TEMPLATE)
+        checkpoint = self.run(
+            tmp_path,
+            tiny_model,
+            chat_template=str(tmp_path / "chat.jinja"),
+            chat_template_args={"shout": True},
+            system_prompt="Be brief.",
+        )
+        (tmp_path / "chat.jinja").unlink()
+        to_give = [
+            "Give the run's system prompt with each prompt: 'Be brief.'.",
+            "Give the run's arguments of the chat template with each prompt: {'shout': True}.",
+        ]
+        assert export(checkpoint, tmp_path / "merged", merged=True) == to_give
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+        asked = [{"role": "user", "content": "hi"}]
+        assert tokenizer.apply_chat_template(asked, tokenize=False, shout=True) == "![hi]>"
+        *notes, template = export(checkpoint, tmp_path / "adapter", merged=False)
+        assert notes == to_give
+        assert "An adapter's folder holds no chat template: give the run's" in template
+
+    def test_of_plain_prompts_only_that_is_said(self, tmp_path, tiny_model):
+        checkpoint = self.run(tmp_path, tiny_model, plain_prompts=True)
+        notes = export(checkpoint, tmp_path / "merged", merged=True)
+        assert notes == ["The run's prompts were plain text: use no chat template."]
+
+    def test_nothing_is_said_of_the_models_own_template(self, checkpoint, tmp_path):
+        assert export(checkpoint, tmp_path / "adapter", merged=False) == []
+
+    def test_a_checkpoint_that_does_not_tell_is_exported(self, checkpoint, tmp_path):
+        content = torch.load(checkpoint, weights_only=True)
+        del content["grpo_lightning"]["prompts"]
+        torch.save(content, tmp_path / "old.ckpt")
+        assert export(tmp_path / "old.ckpt", tmp_path / "merged", merged=True) == []
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [(None, "bfloat16"), ("float32", "float32"), ("float16", "float16")])

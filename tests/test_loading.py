@@ -138,6 +138,27 @@ class TestTargets:
         ):
             load_policy(tiny_model, lora_targets=targets)
 
+    @pytest.mark.parametrize("targets", [["q_prj"], ["v_proj", "up_prj"], "q_prj", ".*k_prj", "o-proj"])
+    def test_suggestions_can_be_followed(self, tiny_model, targets):
+        with pytest.raises(ConfigurationError) as error:
+            load_policy(tiny_model, lora_targets=targets)
+        suggestion = str(error.value).rsplit("did you mean ", 1)[1].strip("'?")
+        names = load_policy(tiny_model, lora_targets=suggestion).trainable_parameters()
+        assert names
+        assert all(f".{suggestion}." in name for name in names)
+
+    @pytest.mark.parametrize("pattern", ["*q_proj", "(q|v_proj"])
+    def test_patterns_that_are_none_are_refused_at_once(self, pattern):
+        with pytest.raises(
+            ConfigurationError, match="expected lora_targets to be names .* as in '.[*]q_proj'"
+        ) as error:
+            GRPOModule("no-such-model", lora_targets=pattern)
+        assert repr(pattern) in str(error.value)
+
+    def test_a_name_beside_an_adapter_may_repeat_it(self, tmp_path, tiny_model):
+        save_adapter(load_policy(tiny_model, lora_targets="q_proj"), tmp_path / "a")
+        load_policy(tiny_model, adapter=str(tmp_path / "a"), lora_targets="q_proj")
+
     @pytest.mark.parametrize("targets", [["q_proj", "layers.0.mlp.up_proj"], r".*\.1\..*q_proj", "all-linear"])
     def test_names_that_match_are_accepted(self, tiny_model, targets):
         assert load_policy(tiny_model, lora_targets=targets).trainable_parameters()

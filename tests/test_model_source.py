@@ -1,8 +1,12 @@
 import json
+from contextlib import nullcontext
 
 import pytest
+import torch
 from fakes import FakeEngine
 from lightning.pytorch import Trainer
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
+from policies import fit, make_adapter, module, relaxed
 
 from grpo_lightning import GRPOModule, RolloutDataModule
 from grpo_lightning.errors import ConfigurationError
@@ -128,6 +132,30 @@ class TestRun:
             tmp_path, tiny_model, chat_template_args={"enable_thinking": False}, max_prompt_tokens=64
         )
         assert "does not use 'enable_thinking'" in message
+
+
+@pytest.mark.parametrize("given", [None, {"model": "~/model", "adapter": "~/adapter"}], ids=["script", "command line"])
+def test_a_tilde_is_the_home_everywhere(tmp_path, monkeypatch, tiny_model, given):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").symlink_to(tiny_model)
+    make_adapter(tiny_model, tmp_path / "adapter")
+    # LightningCLI lets the module keep the settings as they were given.
+    settings = {**module(tiny_model).hparams, **given} if given else None
+    with _given_hyperparameters_context(settings, "test") if settings else nullcontext():
+        trained = module("~/model", adapter="~/adapter")
+    engine = FakeEngine()
+    fit(tmp_path, trained, engine, callbacks=[relaxed()])
+    assert trained.hparams["model"] == engine.specs[0].model == str(tmp_path / "model")
+    assert trained.policy.adapter_config()["base_model_name_or_path"] == str(tmp_path / "model")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["hyper_parameters"]
+    assert (saved["model"], saved["adapter"]) == (str(tmp_path / "model"), str(tmp_path / "adapter"))
+
+
+def test_a_tilde_that_was_not_expanded_is_refused(tmp_path, monkeypatch, tiny_model):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").symlink_to(tiny_model)
+    with pytest.raises(ConfigurationError, match="expected a model directory, but there is none at .*~/model"):
+        load_policy("~/model")
 
 
 def test_policy_of_an_unknown_model(tmp_path):

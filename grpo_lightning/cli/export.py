@@ -20,5 +20,5 @@ def main(command: str, args: list[str]) -> None:
         raise ConfigurationError(f"expected a run's folder or a checkpoint, but there is nothing at {given.source}")
     from grpo_lightning.export import export
 
-    export(given.source, given.target, merged=given.merged, dtype=given.dtype)
-    print(given.target)
+    notes = export(given.source, given.target, merged=given.merged, dtype=given.dtype)
+    print(given.target, *notes, sep="\n")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.types import Message, Task
@@ -44,6 +44,15 @@ class PromptSettings:
             raise ConfigurationError(
                 f"expected plain_prompts or {templated[0]}, but got both: plain prompts pass through no chat template"
             )
+
+
+class PromptRecord(TypedDict):
+    """The settings as a checkpoint keeps them: ``chat_template`` is the file's text, which outlives the file."""
+
+    system_prompt: str | None
+    chat_template: str | None
+    chat_template_args: dict[str, Any]
+    plain_prompts: bool
 
 
 class PromptEncoder:
@@ -106,6 +115,15 @@ class PromptEncoder:
                 "shorten it or raise max_prompt_tokens"
             )
         return ids
+
+    def record(self) -> PromptRecord:
+        """What a checkpoint keeps of the settings."""
+        return PromptRecord(
+            system_prompt=self._settings.system_prompt,
+            chat_template=None if self._settings.chat_template is None else self._template,
+            chat_template_args=dict(self._settings.chat_template_args),
+            plain_prompts=self._settings.plain_prompts,
+        )
 
     def check(self, tasks: TaskSource) -> None:
         """Encode up to 2,000 tasks, evenly spread over the source.

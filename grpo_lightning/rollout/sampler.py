@@ -34,7 +34,7 @@ class Sampler:
         seed: int,
     ) -> None:
         self._engine = engine
-        self._encoder = encoder
+        self.encoder = encoder
         self._max_tokens = max_tokens
         self._stop = stop
         self._banned_token_ids = encoder.banned_token_ids(bad_words)
@@ -43,7 +43,7 @@ class Sampler:
     def settings(self, temperature: float) -> SamplingSettings:
         """How completions are sampled at a temperature."""
         return SamplingSettings(
-            self._max_tokens, temperature, self._encoder.stop_token_ids, self._stop, self._banned_token_ids
+            self._max_tokens, temperature, self.encoder.stop_token_ids, self._stop, self._banned_token_ids
         )
 
     def sample(
@@ -72,11 +72,11 @@ class Sampler:
             return self._engine.run(
                 collect(
                     self._engine,
-                    [(task, self._encoder(task)) for task in tasks],
+                    [(task, self.encoder(task)) for task in tasks],
                     samples_per_task=samples,
                     sampling=self.settings(temperature),
                     scorer=scorer,
-                    decode=self._encoder.decode,
+                    decode=self.encoder.decode,
                     seed_key=f"{self._seed}/{key}",
                     on_sample=on_sample,
                 )

@@ -32,11 +32,16 @@ REFUSED_ENGINE_ARGS = {
     ),
     "logprobs_mode": "the trainer needs the logprobs after temperature (processed_logprobs)",
     **dict.fromkeys(("enable_lora", "max_loras", "max_lora_rank"), _ADAPTER),
-    "lora_dtype": "VLLMEngine has an argument of that name",
+    **dict.fromkeys(
+        ("dtype", "lora_dtype", "gpu_memory_utilization", "tensor_parallel_size", "enforce_eager"),
+        "VLLMEngine has an argument of that name",
+    ),
+    "seed": "VLLMEngine sets it from the data module's seed",
+    "max_model_len": "VLLMEngine sets it to max_prompt_tokens + max_tokens",
     **dict.fromkeys(("model", "revision", "code_revision"), "the engine serves the module's model"),
     **dict.fromkeys(("tokenizer", "tokenizer_mode", "tokenizer_revision", "skip_tokenizer_init"), _TOKENIZER),
 }
-"""Names that would break the run without any sign of it, each with the reason."""
+"""Names that would break the run or contradict another setting without any sign of it, each with the reason."""
 
 
 def refuse_breaking_args(names: Iterable[str]) -> None:

@@ -9,12 +9,12 @@ import math
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from grpo_lightning.errors import ConfigurationError, EngineDiedError, LogprobValidationError, RolloutError
 from grpo_lightning.rollout.engine import CURRENT, Adapter, EngineSpec, require_directory, resolve
 from grpo_lightning.rollout.loop import EventLoopThread
-from grpo_lightning.rollout.types import AdapterRef, Generation, SamplingSettings
+from grpo_lightning.rollout.types import AdapterRef, FinishReason, Generation, SamplingSettings
 from grpo_lightning.rollout.vllm_args import refuse_breaking_args, refuse_unknown_args
 from grpo_lightning.rollout.vllm_process import EngineProcesses, engine_environment
 
@@ -41,14 +41,16 @@ class VLLMEngine:
         lora_dtype: Precision in which vLLM keeps the adapter. ``"auto"`` takes the model's dtype, in which small
             updates of an adapter can round away; float32 keeps them.
         gpu_memory_utilization: Share of the device's memory for weights and cache (GPU only).
-        cpu_cache_gib: Size of the key-value cache in GiB (CPU only).
-        cpu_threads: Threads of the engine's worker (CPU only); all cores by default.
+        cpu_cache_gib: Size of the key-value cache in GiB (CPU only). If omitted, ``VLLM_CPU_KVCACHE_SPACE`` of the
+            environment, else 2.
+        cpu_threads: Threads of the engine's worker (CPU only). If omitted, ``OMP_NUM_THREADS`` of the environment,
+            which torchrun sets to 1, else all cores.
         tensor_parallel_size: Devices that share the model.
         enforce_eager: Skip compilation: starts faster, samples slower on GPUs. Always on for CPU, where
             compiling takes minutes.
         start_timeout: Seconds that the engine may take to start.
-        engine_args: Further arguments of ``vllm.AsyncEngineArgs``, which win over the ones above. Those that change
-            what is sampled, or the adapter's or the tokenizer's part in it, are refused.
+        engine_args: Further arguments of ``vllm.AsyncEngineArgs``. Those that are arguments here, that follow from the
+            run, or that change what is sampled are refused.
 
     Raises:
         ConfigurationError: If ``engine_args`` holds an argument that would break the run.
@@ -60,7 +62,7 @@ class VLLMEngine:
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         lora_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
         gpu_memory_utilization: float = 0.45,
-        cpu_cache_gib: int = 2,
+        cpu_cache_gib: int | None = None,
         cpu_threads: int | None = None,
         tensor_parallel_size: int = 1,
         enforce_eager: bool = False,
@@ -187,7 +189,10 @@ class VLLMEngine:
         try:
             self._started().result(timeout=self._start_timeout)
         except FutureTimeout as error:
-            raise EngineDiedError(f"vLLM did not start within {self._start_timeout:g} s (start_timeout)") from error
+            raise EngineDiedError(
+                f"vLLM did not start within {self._start_timeout:g} s; raise start_timeout if it only needs longer. "
+                f"{self._last_words()}"
+            ) from error
         except Exception as error:
             raise EngineDiedError(
                 f"vLLM did not start: {type(error).__name__}: {error}. {self._last_words()}"
@@ -217,6 +222,7 @@ class VLLMEngine:
         Raises:
             EngineDiedError: If the engine's process ended.
             LogprobValidationError: If vLLM returned no logprob for a sampled token.
+            RolloutError: If the completion neither stopped nor reached its greatest length.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -246,8 +252,9 @@ class VLLMEngine:
         logprobs = tuple(
             entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)
         )
-        reason: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
-        return Generation(tuple(completion.token_ids), logprobs, reason, -1 if ref is None else ref.version)
+        return Generation(
+            tuple(completion.token_ids), logprobs, _finish_reason(completion), -1 if ref is None else ref.version
+        )
 
     async def score(self, token_ids: Sequence[int], *, adapter: Adapter = CURRENT) -> list[float]:
         """Log-probability of each token but the first, at temperature 1."""
@@ -334,6 +341,18 @@ class VLLMEngine:
             # vLLM is still being imported or configured, which cannot be interrupted; it will start no process.
             loop.leave()
         processes.discard_log()
+
+
+def _finish_reason(completion: Any) -> FinishReason:
+    reason = completion.finish_reason
+    if reason in get_args(FinishReason):
+        ended: FinishReason = reason
+        return ended
+    raise RolloutError(
+        "expected a completion that ends with 'stop' or 'length', but vLLM ended one after "
+        f"{len(completion.token_ids)} tokens with {reason!r}: it was cut off where neither the policy nor max_tokens "
+        "ended it, so it cannot be trained on. Look for the cause in engine_args"
+    )
 
 
 def _lora_request(ref: AdapterRef | None) -> Any:

@@ -117,21 +117,34 @@ def meaningful_lines(log: str) -> list[str]:
     return list(dict.fromkeys(line for line in plain if not _SAYS_NOTHING.match(line)))[-_LAST_LINES:]
 
 
-def engine_environment(on_gpu: bool, cpu_cache_gib: int, cpu_threads: int | None, timeout: float) -> dict[str, str]:
-    """What the engine's processes need in their environment; most of it gives way to what the user has set."""
+def engine_environment(
+    on_gpu: bool, cpu_cache_gib: int | None, cpu_threads: int | None, timeout: float
+) -> dict[str, str]:
+    """What the engine's processes need in their environment.
+
+    Args:
+        on_gpu: Whether the engine runs on GPUs.
+        cpu_cache_gib: As given to the engine; None leaves it to the user's environment, and else takes 2.
+        cpu_threads: As given to the engine; None leaves it to the user's environment, and else takes all cores.
+        timeout: Seconds that the engine may take to start.
+    """
     defaults = {
         "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(timeout)),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         # The tracker counts what a killed process left; it removes that too.
         "PYTHONWARNINGS": "ignore::FutureWarning,ignore:resource_tracker:UserWarning",
     }
-    # A fork of the trainer, which has threads, could lock up.
-    fixed = {ENABLE_ENV: str(os.getpid()), "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    fixed = {
+        ENABLE_ENV: str(os.getpid()),
+        # A fork of the trainer, which has threads, could lock up.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(timeout)),
+    }
     if not on_gpu:
         # vLLM's CPU worker runs on one thread unless told otherwise.
-        defaults["OMP_NUM_THREADS"] = str(cpu_threads or len(os.sched_getaffinity(0)))
-        defaults["VLLM_CPU_KVCACHE_SPACE"] = str(cpu_cache_gib)
+        defaults |= {"OMP_NUM_THREADS": str(_cores()), "VLLM_CPU_KVCACHE_SPACE": "2"}
+        given = {"OMP_NUM_THREADS": cpu_threads, "VLLM_CPU_KVCACHE_SPACE": cpu_cache_gib}
+        fixed |= {name: str(value) for name, value in given.items() if value is not None}
         preload = [*filter(None, (_find_tcmalloc(), _find_iomp(), os.environ.get("LD_PRELOAD")))]
         fixed["LD_PRELOAD"] = ":".join(map(str, preload))
     return {**{name: os.environ.get(name, value) for name, value in defaults.items()}, **fixed}
@@ -159,6 +172,12 @@ def changed_environment(values: Mapping[str, str]) -> Iterator[None]:
         for name in ours().keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
+
+
+def _cores() -> int:
+    """Cores that this process may use; all of the machine's where the system knows no such restriction."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _find_iomp() -> Path | None:

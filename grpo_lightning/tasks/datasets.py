@@ -20,7 +20,6 @@ class DatasetTasks(RecordTasks):
         split: Which split; may be omitted where there is only one.
         columns: Column that each value comes from, where the names differ: ``{"prompt": "question", "answer":
             "solution", "id": "uid"}``.
-        system_prompt: A system message to put first.
     """
 
     def __init__(
@@ -29,10 +28,9 @@ class DatasetTasks(RecordTasks):
         *,
         split: str | None = None,
         columns: dict[str, str] | None = None,
-        system_prompt: str | None = None,
     ) -> None:
         dataset = _choose(_load(Path(path)), split, path)
-        super().__init__(_Rows(dataset, path), str(path), columns=columns, system_prompt=system_prompt)
+        super().__init__(_Rows(dataset, path), str(path), columns=columns)
 
 
 class _Rows:

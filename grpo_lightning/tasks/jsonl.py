@@ -19,13 +19,10 @@ class JsonlTasks(RecordTasks):
         path: The file, UTF-8. Blank lines are skipped.
         columns: Field that each value comes from, where the names differ: ``{"prompt": "question", "answer":
             "solution", "id": "uid"}``.
-        system_prompt: A system message to put first.
     """
 
-    def __init__(
-        self, path: str | Path, *, columns: dict[str, str] | None = None, system_prompt: str | None = None
-    ) -> None:
-        super().__init__(_Lines(Path(path)), str(path), columns=columns, system_prompt=system_prompt)
+    def __init__(self, path: str | Path, *, columns: dict[str, str] | None = None) -> None:
+        super().__init__(_Lines(Path(path)), str(path), columns=columns)
 
 
 class _Lines:

@@ -20,13 +20,10 @@ class ParquetTasks(RecordTasks):
         path: A file, or a folder whose ``*.parquet`` files are read in the order of their names.
         columns: Column that each value comes from, where the names differ: ``{"prompt": "question", "answer":
             "solution", "id": "uid"}``.
-        system_prompt: A system message to put first.
     """
 
-    def __init__(
-        self, path: str | Path, *, columns: dict[str, str] | None = None, system_prompt: str | None = None
-    ) -> None:
-        super().__init__(_Rows(_files(Path(path))), str(path), columns=columns, system_prompt=system_prompt)
+    def __init__(self, path: str | Path, *, columns: dict[str, str] | None = None) -> None:
+        super().__init__(_Rows(_files(Path(path))), str(path), columns=columns)
 
 
 def _files(path: Path) -> list[Path]:

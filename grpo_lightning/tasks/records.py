@@ -38,21 +38,17 @@ class RecordTasks:
         origin: What the user gave to find them, for messages.
         columns: Column of each value, where it has another name. ``"prompt"`` and ``"id"`` name the task's own values,
             any other name an argument of reward functions. Columns that are not mapped keep their names.
-        system_prompt: A system message to put first.
 
     Raises:
         ConfigurationError: If there are no records, a column or a prompt is missing, or an id comes twice.
     """
 
-    def __init__(
-        self, records: Records, origin: str, *, columns: Mapping[str, str] | None, system_prompt: str | None
-    ) -> None:
+    def __init__(self, records: Records, origin: str, *, columns: Mapping[str, str] | None) -> None:
         if not len(records):
             raise ConfigurationError(f"expected at least one task, but {origin} is empty")
         given = dict(columns or {})
         self._records = records
         self._columns = {"prompt": "prompt", "id": "id", **given}
-        self._system = () if system_prompt is None else ({"role": "system", "content": system_prompt},)
         required = {"prompt": "prompt", **given}
         ids: Counter[str] = Counter()
         for index, record in enumerate(records.scan(set(self._columns.values()))):
@@ -82,7 +78,7 @@ class RecordTasks:
         messages = _messages(data.pop("prompt"))
         assert messages is not None, "checked at construction"
         data.pop("id", None)
-        return Task(self._id(index, record), (*self._system, *messages), data)
+        return Task(self._id(index, record), messages, data)
 
     def _id(self, index: int, record: Record) -> str:
         name = record.get(self._columns["id"])

@@ -13,7 +13,12 @@ from grpo_lightning.cli import main
 def exported(monkeypatch):
     calls = []
     module = ModuleType("grpo_lightning.export")
-    module.export = lambda source, target, *, merged, dtype: calls.append((source, target, merged, dtype))
+
+    def export(source, target, *, merged, dtype):
+        calls.append((source, target, merged, dtype))
+        return ["What the folder cannot hold."]
+
+    module.export = export
     monkeypatch.setitem(sys.modules, "grpo_lightning.export", module)
     return calls
 
@@ -25,7 +30,7 @@ def test_arguments_arrive(folder, exported, options, merged, dtype, capsys):
     (folder / "run").mkdir()
     assert main(["export", "run", "there", *options]) == 0
     assert exported == [(Path("run"), Path("there"), merged, dtype)]
-    assert capsys.readouterr().out == "there\n"
+    assert capsys.readouterr().out == "there\nWhat the folder cannot hold.\n"
 
 
 def test_a_source_that_is_not_there(folder, exported, capsys):

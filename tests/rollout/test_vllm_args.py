@@ -21,6 +21,12 @@ from grpo_lightning.rollout.vllm_args import refuse_unknown_args
         ("enable_lora", "sets it from the module's adapter"),
         ("max_loras", "sets it from the module's adapter"),
         ("lora_dtype", "has an argument of that name"),
+        ("dtype", "has an argument of that name"),
+        ("gpu_memory_utilization", "has an argument of that name"),
+        ("tensor_parallel_size", "has an argument of that name"),
+        ("enforce_eager", "has an argument of that name"),
+        ("seed", "from the data module's seed"),
+        ("max_model_len", "max_prompt_tokens [+] max_tokens"),
         ("model", "serves the module's model"),
         ("tokenizer", "in the same way"),
         ("skip_tokenizer_init", "in the same way"),
@@ -52,9 +58,9 @@ def test_rank_that_vllm_cannot_serve_is_refused_at_start():
 @pytest.mark.vllm
 def test_start_asks_vllm_for_its_arguments():
     pytest.importorskip("vllm")
-    engine = VLLMEngine(engine_args={"gpu_memory_utilisation": 0.5})
+    engine = VLLMEngine(engine_args={"max_num_seq": 4})
     begin = time.monotonic()
-    with pytest.raises(ConfigurationError, match="did you mean gpu_memory_utilization"):
+    with pytest.raises(ConfigurationError, match="did you mean max_num_seqs"):
         engine.start(spec())
     assert time.monotonic() - begin < 60
     engine.close()

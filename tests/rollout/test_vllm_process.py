@@ -212,18 +212,37 @@ class TestEnvironment:
             thread.join(30)
         assert seen == ["nothing"]
 
-    def test_gives_way_to_what_the_user_has_set(self, monkeypatch):
+    def test_general_settings_give_way_to_what_the_user_has_set(self, monkeypatch):
         monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
         monkeypatch.setenv("LD_PRELOAD", "/mine.so")
-        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        values = engine_environment(False, 3, 5, 59.5)
+        values = engine_environment(False, None, None, 1)
         assert values["VLLM_LOGGING_LEVEL"] == "DEBUG"
         assert values["LD_PRELOAD"].endswith("/mine.so")
-        assert values["OMP_NUM_THREADS"] == "5"
-        assert values["VLLM_CPU_KVCACHE_SPACE"] == "3"
-        assert values["VLLM_ENGINE_READY_TIMEOUT_S"] == "60"
         assert values[ENABLE_ENV] == str(os.getpid())
-        assert (
-            not {"LD_PRELOAD", "OMP_NUM_THREADS", "VLLM_CPU_KVCACHE_SPACE"}
-            & engine_environment(True, 3, 5, 59.5).keys()
-        )
+
+    def test_arguments_win_over_the_environment_and_that_over_defaults(self, monkeypatch):
+        names = ("VLLM_CPU_KVCACHE_SPACE", "OMP_NUM_THREADS", "VLLM_ENGINE_READY_TIMEOUT_S")
+
+        def values(*arguments):
+            environment = engine_environment(False, *arguments)
+            return [environment[name] for name in names]
+
+        for name in names:
+            monkeypatch.setenv(name, "1")
+        assert values(3, 5, 59.5) == ["3", "5", "60"]
+        assert values(None, None, 600.0) == ["1", "1", "600"]
+        for name in names:
+            monkeypatch.delenv(name)
+        assert values(3, 5, 59.5) == ["3", "5", "60"]
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 4, 7}, raising=False)
+        assert values(None, None, 600.0) == ["2", "3", "600"]
+
+    def test_cores_are_counted_without_affinity_too(self, monkeypatch):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+        monkeypatch.setattr(os, "cpu_count", lambda: 6)
+        assert engine_environment(False, None, None, 1)["OMP_NUM_THREADS"] == "6"
+
+    def test_a_gpu_needs_nothing_of_the_cpus(self):
+        of_cpus = {"LD_PRELOAD", "OMP_NUM_THREADS", "VLLM_CPU_KVCACHE_SPACE"}
+        assert not of_cpus & engine_environment(True, 3, 5, 59.5).keys()

@@ -76,15 +76,9 @@ def test_index_outside_is_refused(source, index):
         source({"prompt": "a"}, {"prompt": "b"})[index]
 
 
-def test_messages_are_kept_and_the_system_prompt_comes_first(source):
-    system = {"role": "system", "content": "Be brief."}
-    tasks = source({"prompt": CONVERSATION}, {"prompt": CONVERSATION[:1]}, system_prompt="Be brief.")
-    assert tasks[0].messages == (system, *CONVERSATION)
-    assert tasks[1].messages == (system, CONVERSATION[0])
-    assert source({"prompt": "plain"}, system_prompt="Be brief.")[0].messages == (
-        system,
-        {"role": "user", "content": "plain"},
-    )
+def test_messages_are_kept(source):
+    conversation = [{"role": "system", "content": "Be brief."}, *CONVERSATION]
+    assert source({"prompt": conversation})[0].messages == tuple(conversation)
 
 
 def test_fields_that_only_other_messages_have_are_absent(source):
