@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -107,7 +108,9 @@ class RunSummary(Callback):
             draw(self._epochs, self._accuracies, picture)
         exports = [c.latest for c in getattr(trainer, "callbacks", ()) if isinstance(c, AdapterExport)]
         card = _card(result, folder, next(iter(exports), None))
-        print("\n".join([card, *next_commands(folder, trainer.current_epoch, trainer.max_epochs)]), flush=True)
+        in_folder = isinstance(trainer.logger, (CSVLogger, TensorBoardLogger))
+        commands = next_commands(folder, trainer.current_epoch, trainer.max_epochs, in_folder)
+        print("\n".join([card, *commands]), flush=True)
 
 
 def summarize(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], seconds: float) -> dict[str, Any]:
@@ -188,13 +191,14 @@ def draw(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], pa
     figure.savefig(path, dpi=110)
 
 
-def next_commands(folder: Path, epochs: int, planned: int | None) -> list[str]:
+def next_commands(folder: Path, epochs: int, planned: int | None, in_folder: bool = True) -> list[str]:
     """Commands that go on from here, ready for the shell; none where the run was not started from the command line.
 
     Args:
         folder: The run's folder.
         epochs: Epochs done.
         planned: Epochs planned; None or -1 without a limit.
+        in_folder: Whether the run's logger can go on in the same folder.
     """
     try:
         config, checkpoint = find_run(folder)
@@ -205,7 +209,7 @@ def next_commands(folder: Path, epochs: int, planned: int | None) -> list[str]:
     more = f" --trainer.max_epochs {2 * planned}" if planned is not None and 0 < planned <= epochs else ""
     settings = f"-c {shlex.quote(str(config))} --ckpt_path {shlex.quote(str(checkpoint))}"
     return [
-        f"Go on:       grpo-lightning resume {run}{more}",
+        f"Go on:       grpo-lightning {f'resume {run}' if in_folder else f'fit {settings}'}{more}",
         f"Evaluate:    grpo-lightning validate {settings}",
         f"Export:      grpo-lightning export {run} {shlex.quote(str(folder / 'export'))}",
     ]
