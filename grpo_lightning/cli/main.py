@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.metadata
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 if the run failed, 2 for a mistake in settings or arguments, 130 after ctrl-C.
     """
     given = list(sys.argv[1:] if args is None else args)
+    # As with ``python -m grpo_lightning``: one's own rewards and tasks are modules in the working folder.
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
     with exit_code() as code:
         _dispatch(given)
     return code.value

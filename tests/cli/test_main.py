@@ -104,3 +104,13 @@ def test_the_module_runs_too():
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: expected a configuration file")
+
+
+def test_modules_of_the_working_folder_are_found(tmp_path):
+    (tmp_path / "my_own_rewards.py").write_text("print('imported')")
+    program = (
+        "import sys; sys.path = [p for p in sys.path if p]; "
+        "from grpo_lightning.cli import main; main(['ls']); import my_own_rewards"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.endswith("imported\n"), done.stderr
