@@ -264,6 +264,16 @@ def test_no_orphan_engine(qwen3, tmp_path, how):
             process.kill()
 
 
+OTHERS = set()
+"""Processes that other tests' tools left behind."""
+
+
+@pytest.fixture(autouse=True)
+def other_processes():
+    OTHERS.clear()
+    OTHERS.update(psutil.Process().children(recursive=True))
+
+
 def engine_processes(pid):
     if not psutil.pid_exists(pid):
         return []
@@ -272,7 +282,7 @@ def engine_processes(pid):
         # A process that has ended is no such process or a zombie.
         with contextlib.suppress(psutil.NoSuchProcess):
             # Python's resource tracker belongs to the parent and ends with it.
-            if "resource_tracker" not in " ".join(child.cmdline()):
+            if child not in OTHERS and "resource_tracker" not in " ".join(child.cmdline()):
                 found.append(child)
     return found
 
