@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from grpo_lightning import GRPOModule, RolloutDataModule, TransformersEngine
+from grpo_lightning import GRPOModule, RolloutDataModule, TransformersEngine, VLLMEngine
 from grpo_lightning.callbacks import AdapterExport, CompletionLog, RunSummary
 from grpo_lightning.errors import GRPOError
 from grpo_lightning.functional import clipped_surrogate
@@ -41,6 +41,7 @@ def uneven(completion, task_id):
     return None if int(task_id.split("+")[0]) < 3 else float(len(completion))
 
 
+ENGINES = {"transformers": TransformersEngine, "vllm": VLLMEngine}
 REWARDS = {"length": length, "broken": broken, "uneven": uneven}
 
 
@@ -81,7 +82,7 @@ def main() -> None:
     data = RolloutDataModule(
         SumTasks(5),
         REWARDS[settings.get("reward", "length")],
-        engine=TransformersEngine(dtype="float32"),
+        engine=ENGINES[settings.get("engine", "transformers")](dtype="float32"),
         val_size=4,
         prompts_per_rollout=6,
         samples_per_prompt=3,

@@ -65,6 +65,15 @@ def test_two_processes_equal_one(tmp_path, tiny_model, aggregation, reward, accu
         assert torch.equal(weight, two[1]["weights"][name])
 
 
+@pytest.mark.vllm
+def test_two_processes_share_the_first_ones_vllm(tmp_path, demo_model):
+    one, two = results(demo_model, tmp_path / "two", devices=2, engine="vllm", max_epochs=1)
+    assert one["version"] == two["version"] == 2
+    assert 0 < one["metrics"]["mismatch/logprob_abs_max"] < 1e-3
+    assert one["metrics"] == two["metrics"]
+    assert torch.equal(one["gradients"], two["gradients"])
+
+
 def rows(folder):
     with (folder / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
