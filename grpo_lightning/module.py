@@ -106,7 +106,7 @@ class GRPOModule(LightningModule):
                 "expected learning_rate, kl_coef and warmup_updates >= 0, but got "
                 f"{learning_rate}, {kl_coef} and {warmup_updates}"
             )
-        settings = adapter_settings(
+        self.adapter_config = adapter_settings(
             adapter=adapter,
             full_finetuning=full_finetuning,
             dtype=dtype,
@@ -115,7 +115,6 @@ class GRPOModule(LightningModule):
             lora_dropout=lora_dropout,
             lora_targets=lora_targets,
         )
-        self.adapter_rank = largest_rank(settings) if settings is not None else 0
         self.save_hyperparameters()
         # From the command line the line above takes what was given, not what it is by now.
         self.hparams.update(model=model, adapter=adapter)
@@ -131,6 +130,11 @@ class GRPOModule(LightningModule):
         self._input_tokens = 0
         self._update: Update | None = None
         self._batch_begin = 0.0
+
+    @property
+    def adapter_rank(self) -> int:
+        """Largest rank of the adapter; 0 without one."""
+        return 0 if self.adapter_config is None else largest_rank(self.adapter_config)
 
     @property
     def hparams_initial(self) -> AttributeDict:

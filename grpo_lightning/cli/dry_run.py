@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from grpo_lightning.datamodule import RolloutDataModule
-from grpo_lightning.loading import adapter_settings, holds_start
+from grpo_lightning.loading import holds_start
 from grpo_lightning.memory import BatchShape, NoEstimateError, estimate_memory
 from grpo_lightning.model_source import require_model
 from grpo_lightning.module import GRPOModule
@@ -51,13 +51,12 @@ def _memory(module: GRPOModule, data: RolloutDataModule, trainer: Trainer) -> st
     """What the largest possible micro-batch needs; nothing is loaded."""
     settings, plan = module.hparams, data.plan(trainer)
     config = require_model(module.model_name)
-    names = ("adapter", "full_finetuning", "dtype", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
     own = config.get_text_config().dtype or config.dtype or torch.float32
     rows = -(-plan.prompts // (plan.updates * plan.micro_batches * plan.processes))
     try:
         estimate = estimate_memory(
             config,
-            adapter_settings(**{name: settings[name] for name in names}),
+            module.adapter_config,
             BatchShape(rows, plan.samples, data.max_prompt_tokens, data.max_tokens),
             # A "true" precision of Lightning converts the model that was loaded.
             dtype=_CONVERTED.get(trainer.precision) or _dtype(settings["dtype"], own),
