@@ -8,17 +8,21 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 
+FOLDER_LOGGERS = (CSVLogger, TensorBoardLogger)
+"""Loggers that keep a run in a folder of their own, in which it can go on."""
+
 _WITHOUT_LOGGER = "grpo_lightning_runs"
 
 _known: WeakKeyDictionary[Trainer, Path] = WeakKeyDictionary()
 
 
 def run_directory(trainer: Trainer) -> Path:
-    """The run's own folder, the same on all ranks: beside ``checkpoints``, where `ModelCheckpoint` puts it.
+    """The run's own folder, the same on all ranks.
 
-    It is that of the first logger: ``log_dir`` of CSV and TensorBoard, ``save_dir/name/version`` of others (W&B:
-    project and run id; MLflow: experiment and run id). Without a logger it is ``grpo_lightning_runs/version_N`` in
-    the Trainer's root directory.
+    It is that of the first logger, in which `ModelCheckpoint` puts its ``checkpoints`` too: ``log_dir`` of CSV and
+    TensorBoard, ``save_dir/name/version`` of others (W&B: project and run id; MLflow: experiment and run id). Without
+    a logger it is ``grpo_lightning_runs/version_N`` in the Trainer's root directory, and the checkpoints are beside
+    ``grpo_lightning_runs``.
 
     Args:
         trainer: The Trainer, from its ``setup`` hooks on. All ranks must take part in the first call.
@@ -34,7 +38,7 @@ def _resolve(trainer: Trainer) -> Path:
     logger = trainer.logger
     if logger is None or isinstance(logger, DummyLogger):
         return _new_version(root / _WITHOUT_LOGGER)
-    if isinstance(logger, (CSVLogger, TensorBoardLogger)):
+    if isinstance(logger, FOLDER_LOGGERS):
         return Path(logger.log_dir)
     return _logger_directory(logger, root)
 

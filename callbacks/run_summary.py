@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from grpo_lightning.callbacks.adapter_export import AdapterExport
-from grpo_lightning.callbacks.run_directory import run_directory
+from grpo_lightning.callbacks.run_directory import FOLDER_LOGGERS, run_directory
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.module import GRPOModule
 from grpo_lightning.runs import find_run
@@ -108,7 +107,7 @@ class RunSummary(Callback):
             draw(self._epochs, self._accuracies, picture)
         exports = [c.latest for c in getattr(trainer, "callbacks", ()) if isinstance(c, AdapterExport)]
         card = _card(result, folder, next(iter(exports), None))
-        in_folder = isinstance(trainer.logger, (CSVLogger, TensorBoardLogger))
+        in_folder = isinstance(trainer.logger, FOLDER_LOGGERS)
         commands = next_commands(folder, trainer.current_epoch, trainer.max_epochs, in_folder)
         print("\n".join([card, *commands]), flush=True)
 

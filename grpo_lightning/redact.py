@@ -51,8 +51,8 @@ def redact(value: Any) -> Any:
     A value is a secret if its key says so (``api_key``, ``token``, ``password``, ``authorization``, ...; not
     ``max_tokens``, ``stop_token_ids`` or ``bos_token``). Within other text, well-known tokens (``hf_...``,
     ``sk-...``, ``ghp_...``, ...), the ``user:password`` or key before the host of a URL, and secret parameters of its
-    query are replaced. None, booleans and empty text are
-    kept as they are, and so is everything that is not a dict, list, tuple, text, bytes or number.
+    query are replaced. None, booleans and empty text are kept as they are, and so is everything that is not a dict,
+    list, tuple, text, bytes or number.
 
     Args:
         value: Nested dicts, lists and tuples of plain values.

@@ -10,9 +10,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from grpo_lightning.callbacks.run_directory import run_directory
+from grpo_lightning.callbacks.run_directory import FOLDER_LOGGERS, run_directory
 from grpo_lightning.callbacks.save_config import SaveConfig, settings_text
 from grpo_lightning.cli.errors import root_error
 from grpo_lightning.cli.explain import explain
@@ -139,7 +138,7 @@ class GRPOCLI(LightningCLI):
         if self._resumed_run is not None:
             go_on_in(trainer, self._resumed_run)
             return trainer
-        files = [logger for logger in trainer.loggers if isinstance(logger, (CSVLogger, TensorBoardLogger))]
+        files = [logger for logger in trainer.loggers if isinstance(logger, FOLDER_LOGGERS)]
         for logger in files:
             if logger.root_dir == files[0].root_dir and logger._version is None:
                 logger._version = files[0].version
@@ -162,7 +161,7 @@ class GRPOCLI(LightningCLI):
         """Where the run will keep its files; None where the logger decides when it starts."""
         # Not `run_directory`, which all ranks must ask together, after they were launched.
         logger = self.trainer.logger
-        return Path(logger.log_dir) if isinstance(logger, (CSVLogger, TensorBoardLogger)) else None
+        return Path(logger.log_dir) if isinstance(logger, FOLDER_LOGGERS) else None
 
     def save_settings(self, path: Path) -> None:
         """Write every setting of the command.

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from grpo_lightning.callbacks.run_directory import FOLDER_LOGGERS
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.runs import Progress, checkpoint_progress, drop_later_records, find_run
 
@@ -24,7 +25,7 @@ def go_on_in(trainer: Trainer, folder: Path) -> None:
     Raises:
         ConfigurationError: If its first logger, which decides on the run's folder, cannot go on in one.
     """
-    if not isinstance(trainer.logger, (CSVLogger, TensorBoardLogger)):
+    if not isinstance(trainer.logger, FOLDER_LOGGERS):
         got = "none" if trainer.logger is None else type(trainer.logger).__name__
         config, checkpoint = find_run(folder)
         command = shlex.join(["grpo-lightning", "fit", "-c", str(config), "--ckpt_path", str(checkpoint)])
@@ -33,7 +34,7 @@ def go_on_in(trainer: Trainer, folder: Path) -> None:
             f"in a run's folder; go on in a new one: {command}"
         )
     for logger in trainer.loggers:
-        if isinstance(logger, (CSVLogger, TensorBoardLogger)):
+        if isinstance(logger, FOLDER_LOGGERS):
             _write_to(logger, folder)
         if isinstance(logger, CSVLogger) and trainer.is_global_zero:
             logger._experiment = _AppendingWriter(logger.log_dir)
