@@ -29,6 +29,10 @@ class LogprobValidationError(RolloutError):
     """The engine's sample-time logprobs are missing, not finite, or not one per sampled token."""
 
 
+class LedgerError(RolloutError):
+    """The tokens of a trajectory contradict what is said of them: lengths, sources, logprobs or turns."""
+
+
 class StaleRolloutError(RolloutError):
     """The engine does not serve the policy version that the trainer holds."""
 

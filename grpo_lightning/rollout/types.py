@@ -1,9 +1,11 @@
 """The values that flow from an engine to the packed batch. All immutable: a turn's data belong to that turn."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
+
+from grpo_lightning.errors import LogprobValidationError
 
 Message = Mapping[str, Any]
 """One chat message in the OpenAI shape: ``{"role": ..., "content": ...}``."""
@@ -17,14 +19,18 @@ class Task:
 
     Attributes:
         id: Stable name, unique within its source.
-        messages: The conversation that the policy continues.
+        messages: The conversation that the policy continues; empty where an environment begins it.
         data: Everything else the source knows (answer, difficulty, ...); reward functions ask for its keys by
             parameter name.
+        seed: What an environment draws its start and its chances from; the same for all episodes of a group.
+        env: Name of the environment, where there are several.
     """
 
     id: str
-    messages: tuple[Message, ...]
-    data: Mapping[str, Any]
+    messages: tuple[Message, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    env: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,17 +90,38 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """One call of a tool, as it was read from what the policy said.
+
+    Attributes:
+        name: Name of the tool; empty if it could not be read.
+        arguments: Arguments by name.
+        id: Names this call, so that its result can refer to it.
+        error: Why it could not be read; None if it could.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class Action:
     """What the policy did in one turn.
 
     Attributes:
         text: Decoded completion without special tokens.
         token_ids: Its tokens.
-        token_logprobs: Sample-time log-probability of each token.
+        token_logprobs: Sample-time log-probability of each token; empty if it was forced.
         logprob_sum: Their sum, in nats.
         was_forced: Whether the system chose it instead of the policy; forced tokens are never trained on.
         finish_reason: ``"stop"`` or ``"length"``.
-        policy_version: Version it was sampled with.
+        policy_version: Version it was sampled with; -1 if it was forced.
+        tool_calls: The calls of tools in it, where the environment offers any.
+
+    Raises:
+        LogprobValidationError: If there is not one logprob per sampled token, or any of a forced one.
     """
 
     text: str
@@ -104,45 +131,12 @@ class Action:
     was_forced: bool
     finish_reason: FinishReason
     policy_version: int
+    tool_calls: tuple[ToolCall, ...] = ()
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One finished episode of a group.
-
-    Attributes:
-        action: What the policy did.
-        rewards: Raw value of each reward function, by name; None where it does not apply.
-        reward: Weighted sum of those that apply, or None if the episode cannot be scored.
-        failure: Why it cannot be scored.
-    """
-
-    action: Action
-    rewards: Mapping[str, float | None]
-    reward: float | None
-    failure: str | None = None
-
-
-@dataclass(frozen=True)
-class Group:
-    """The samples of one task.
-
-    Attributes:
-        task: The task.
-        prompt_ids: Its prompt as token ids, shared by all samples.
-        samples: One per sample, in seed order.
-        advantages: One per sample; 0 where the sample cannot be scored. Empty for evaluation.
-    """
-
-    task: Task
-    prompt_ids: tuple[int, ...]
-    samples: tuple[Sample, ...]
-    advantages: tuple[float, ...] = ()
-
-
-class Predictions(tuple[Group, ...]):
-    """Answered tasks as one value: Lightning would take a plain tuple apart to move it between devices."""
-
-    def to(self, device: Any, non_blocking: bool = False) -> Self:
-        """Itself: there are no tensors."""
-        return self
+    def __post_init__(self) -> None:
+        expected = 0 if self.was_forced else len(self.token_ids)
+        if len(self.token_logprobs) != expected:
+            raise LogprobValidationError(
+                f"expected one logprob per sampled token and none of forced ones, but got {len(self.token_logprobs)} "
+                f"for {len(self.token_ids)} {'forced' if self.was_forced else 'sampled'} tokens"
+            )
