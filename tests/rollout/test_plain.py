@@ -1,3 +1,5 @@
+import enum
+import io
 import json
 from collections import OrderedDict
 from pathlib import Path
@@ -18,6 +20,14 @@ values = st.recursive(
 )
 
 
+class Colour(enum.StrEnum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    HARD = 2
+
+
 @given(values)
 def test_plain_values_stay_what_they_are(value):
     assert plain(value) == value
@@ -31,6 +41,11 @@ def test_plain_values_stay_what_they_are(value):
         ({1: {None: True}}, {"1": {"None": True}}),
         (MappingProxyType({"a": OrderedDict(b=(1,))}), {"a": {"b": [1]}}),
         (np.float32(0.5), 0.5),
+        (np.float64(0.5), 0.5),
+        (np.str_("x"), "x"),
+        (np.bool_(True), True),
+        (Colour.RED, "red"),
+        (Level.HARD, 2),
         (np.int64(3), 3),
         (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
         (torch.tensor([0.5, 1.0]), [0.5, 1.0]),
@@ -47,3 +62,7 @@ def test_everything_else_becomes_plain(value, expected):
     assert result == expected
     assert type(result) is type(expected)
     assert json.loads(json.dumps(result)) == expected
+    file = io.BytesIO()
+    torch.save(result, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == expected
