@@ -70,7 +70,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         ) from error
     if compiled.groups != 1:
         raise ConfigurationError(
-            f"expected answer_pattern to have one group, which matches the move, but {pattern!r} has {compiled.groups}; "
+            f"expected answer_pattern to have one group, which matches the move; {pattern!r} has {compiled.groups}; "
             "write the others as (?:...)"
         )
     return compiled
@@ -108,6 +108,5 @@ def refuse_both_or_neither(adapter: str, env_id: str | None, factory: Callable[.
     """
     if (env_id is None) == (factory is None):
         raise ConfigurationError(
-            f"expected {adapter} to have either env_id or factory, but got "
-            f"{'neither' if env_id is None else 'both'}"
+            f"expected {adapter} to have either env_id or factory, but got {'neither' if env_id is None else 'both'}"
         )

@@ -10,8 +10,8 @@ from typing import Any
 
 from grpo_lightning.envs.arguments import ArgumentError, checked_arguments
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.rewards.scorer import _in_daemon_thread as in_daemon_thread
 from grpo_lightning.rollout.types import ToolCall
+from grpo_lightning.threads import in_daemon_thread
 
 _LONGEST_ERROR = 500
 """Characters of a tool's error that the policy is told."""

@@ -48,7 +48,12 @@ def test_no_default_move_is_said():
 
 
 def test_only_plain_values_of_info_are_kept():
-    assert plain({"a": 1, "b": "x", "c": True, "d": 0.5, "e": [1], "f": None}) == {"a": 1, "b": "x", "c": True, "d": 0.5}
+    assert plain({"a": 1, "b": "x", "c": True, "d": 0.5, "e": [1], "f": None}) == {
+        "a": 1,
+        "b": "x",
+        "c": True,
+        "d": 0.5,
+    }
 
 
 def test_a_missing_package_says_what_to_install():
