@@ -1,7 +1,5 @@
 """Whole multi-turn runs of a tiny model."""
 
-import logging
-
 import pytest
 from fakes import FakeEngine
 from games import Echo, Picky

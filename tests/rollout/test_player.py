@@ -267,7 +267,6 @@ class TestFaults:
         episode, _engine = one(lambda: Broken(place, counter=made), generation=says("a"), retries=2)
         assert (episode.status, episode.reward, episode.attempts, episode.turns) == ("error", None, 3, ())
         turn = {"step": 1, "score": 1}.get(place, 0)
-        name = "(new)" if place == "make" else "Broken"
         assert f"environment {'(new)' if place == 'make' else 'Broken'}, task 't', turn {turn}: " in episode.failure
         assert "raised OSError: the disk is gone" in episode.failure
         assert len(made) == 3
