@@ -78,6 +78,12 @@ class FakeChat:
         ended = bool(completion_ids) and completion_ids[-1] == EOS_ID
         return Continuation(() if ended else (EOS_ID,), tuple(encode(">") + self.first(messages)))
 
+    def shows_tools(self, tools: Sequence[Any]) -> bool:
+        return False
+
+    def with_system_prompt(self, messages: Sequence[Any]) -> Sequence[Any]:
+        return messages
+
     def forced(self, text: str) -> list[int]:
         return [*encode(text), EOS_ID]
 
