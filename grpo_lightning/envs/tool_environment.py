@@ -43,17 +43,17 @@ class ToolEnvironment(Environment):
         if tool_format not in get_args(ToolFormat):
             known = ", ".join(map(repr, get_args(ToolFormat)))
             raise ConfigurationError(f"expected tool_format to be one of {known}, but got {tool_format!r}")
-        self.tool_format = tool_format
+        self._format = tool_format
         self._tools = ToolSet(tools, timeout=tool_timeout, max_result_length=max_result_length)
         self._timeout = tool_timeout
 
     async def reset(self, task: Task) -> Observation:
         """The task's messages and the tools."""
-        return Observation(task.messages, tools=self._tools.schemas, reward=None)
+        return Observation(task.messages, tools=self._tools.schemas, tool_format=self._format, reward=None)
 
     async def step(self, action: Action) -> Observation:
         """The results of the calls; without any, the end."""
-        calls = action.tool_calls or parse_tool_calls(action.text, self.tool_format)
+        calls = action.tool_calls
         if not calls:
             return Observation(reward=None, terminated=True)
         end = time.monotonic() + self._timeout
