@@ -198,7 +198,9 @@ class Player:
         longer = ledger.extended(following.close, Source.FORCED, turn - 1)
         longer = longer.extended(following.observation, Source.ENVIRONMENT, turn)
         ledgers = (*position.ledgers[:-1], longer)
-        if self.settings.thinking == "split" and not self.encoder.is_extension(longer, conversation, tools):
+        if self.settings.thinking == "split" and not self.encoder.is_extension(
+            ledger.token_ids.tolist(), following, conversation, tools
+        ):
             ledgers = (*position.ledgers, Ledger.of_prompt(self.encoder.first(conversation, tools), turn))
         if len(ledgers[-1]) >= self.max_context and self.settings.context_limit == "split":
             kept = (*self._opening(position), position.conversation[-1], *messages)
