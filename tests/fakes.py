@@ -8,8 +8,10 @@ from typing import Any
 
 from grpo_lightning.errors import RolloutError
 from grpo_lightning.rollout.engine import CURRENT, Adapter, Current, EngineSpec, require_directory
+from grpo_lightning.rollout.episode import Episode, Group, Turn
+from grpo_lightning.rollout.ledger import Ledger, Source
 from grpo_lightning.rollout.loop import EventLoopThread
-from grpo_lightning.rollout.types import Action, AdapterRef, Generation, Group, Sample, SamplingSettings, Task
+from grpo_lightning.rollout.types import Action, AdapterRef, Generation, SamplingSettings, Task
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 SPECIAL_TOKENS = (PAD, EOS, UNKNOWN)
@@ -152,24 +154,29 @@ def make_task(name: str = "task", **data: Any) -> Task:
     return Task(name, ({"role": "user", "content": f"{name}?"},), data)
 
 
-def make_sample(
+def make_episode(
     tokens: Sequence[int],
     reward: float | None = 1.0,
     *,
+    prompt: Sequence[int] = (4, 5),
     logprobs: Sequence[float] | None = None,
     finish_reason: Any = "stop",
     version: int = 0,
-    forced: bool = False,
     rewards: dict[str, float | None] | None = None,
-) -> Sample:
-    """A finished episode; its logprobs follow from its tokens unless given."""
+) -> Episode:
+    """A finished episode of one turn; its logprobs follow from its tokens unless given."""
     values = tuple(-0.1 - 0.01 * t for t in tokens) if logprobs is None else tuple(logprobs)
-    action = Action("".join(map(str, tokens)), tuple(tokens), values, sum(values), forced, finish_reason, version)
-    return Sample(action, {"reward": reward} if rewards is None else rewards, reward)
+    action = Action("".join(map(str, tokens)), tuple(tokens), values, sum(values), False, finish_reason, version)
+    return Episode(
+        (Turn(({"role": "user", "content": "?"},), action),),
+        (Ledger.of_prompt(prompt).extended(tokens, Source.SAMPLED, 0, values, version),),
+        {"reward": reward} if rewards is None else rewards,
+        reward,
+        "truncated" if finish_reason == "length" else "terminated",
+    )
 
 
-def make_group(
-    prompt: Sequence[int], samples: Sequence[Sample], advantages: Sequence[float] = (), name: str = "task"
-) -> Group:
-    """A group of finished episodes."""
-    return Group(make_task(name), tuple(prompt), tuple(samples), tuple(advantages))
+def make_group(episodes: Sequence[Episode], advantages: Sequence[float] = (), name: str = "task") -> Group:
+    """A group of finished episodes, with one advantage for each."""
+    values = tuple((a,) * len(e.turns) for a, e in zip(advantages, episodes, strict=False))
+    return Group(make_task(name), tuple(episodes), values)
