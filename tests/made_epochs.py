@@ -48,7 +48,7 @@ def _episode(rng: Any, turns: int, tokens: int) -> Episode:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal in every bit and type; any NaN equals any other. A mapping's class does not matter."""
+    """Whether two values are equal in every bit and type. NaNs are equal, and so are mappings of different classes."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return same(list(one.items()), list(other.items()))
     if type(one) is not type(other):

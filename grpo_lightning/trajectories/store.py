@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pyarrow.parquet import ParquetFile, write_table
 
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.staging import staged, staged_file
+from grpo_lightning.staging import discard, staged, staged_file
 from grpo_lightning.trajectories.stored import StoredEpoch
 from grpo_lightning.trajectories.tables import FORMAT, METADATA, SCHEMAS, format_of, from_tables, to_tables
 
@@ -103,6 +103,21 @@ def stored_epochs(run: Path) -> dict[int, Path]:
     paths = (run / FOLDER).glob("epoch-*")
     found = {int(match[1]): path for path in paths if (match := re.fullmatch(r"epoch-(\d+)", path.name))}
     return dict(sorted(found.items()))
+
+
+def drop_later_epochs(run: Path, begun: int, finished: int) -> None:
+    """Take out what will be stored again: epochs from the first not yet begun, and log-ratios of unfinished ones.
+
+    Args:
+        run: The run's folder.
+        begun: Epochs begun.
+        finished: Epochs trained to their end.
+    """
+    for epoch, path in stored_epochs(run).items():
+        if epoch >= begun:
+            discard(path)
+        elif epoch >= finished:
+            (path / LOG_RATIOS).unlink(missing_ok=True)
 
 
 def _log_ratio_table(log_ratios: NDArray[np.float64]) -> Any:

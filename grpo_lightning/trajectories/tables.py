@@ -20,7 +20,7 @@ from grpo_lightning.rollout.ledger import NO_VERSION, Ledger, Source
 from grpo_lightning.rollout.micro_batches import Layout
 from grpo_lightning.rollout.rollout import Origin
 from grpo_lightning.rollout.types import Action, Task, ToolCall
-from grpo_lightning.trajectories.plain import from_json, from_text, to_json, to_text
+from grpo_lightning.trajectories.exact_json import from_json, from_text, to_json, to_text
 from grpo_lightning.trajectories.stored import StoredEpoch
 
 FORMAT = 1
@@ -79,8 +79,9 @@ SCHEMAS: dict[str, Any] = {
         ]
     ),
 }
-"""Columns of each table. Nested values are JSON text (`plain.to_json`), texts as in `plain.to_text`; a seed is decimal
-text, as it may have any size. Null is None; in ``logprob`` and ``policy_version`` of tokens: not sampled."""
+"""Columns of each table. Nested values are JSON text (`exact_json.to_json`), texts are as in `exact_json.to_text`; a
+seed is decimal text, as it may have any size. Null is None; in ``logprob`` and ``policy_version`` of tokens it is "not
+sampled"."""
 
 
 def to_tables(stored: StoredEpoch) -> dict[str, Any]:

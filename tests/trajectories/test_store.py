@@ -11,7 +11,7 @@ from pyarrow.parquet import read_table, write_table
 
 from grpo_lightning.errors import ConfigurationError, WriteError
 from grpo_lightning.rollout.episode import Episode, Group
-from grpo_lightning.trajectories.plain import NotStored
+from grpo_lightning.trajectories.exact_json import NotStored
 from grpo_lightning.trajectories.store import load_epoch, stored_epochs, write_epoch, write_log_ratios
 from grpo_lightning.trajectories.tables import FORMAT, METADATA
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from made_epochs import plain, same, texts
 
-from grpo_lightning.trajectories.plain import NotStored, from_json, from_text, to_json, to_text
+from grpo_lightning.trajectories.exact_json import NotStored, from_json, from_text, to_json, to_text
 
 ARRAYS = hnp.arrays(
     hnp.scalar_dtypes() | hnp.unicode_string_dtypes() | hnp.byte_string_dtypes(),
