@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from grpo_lightning.envs.environment import Environment, Observation
-from grpo_lightning.envs.tool_calls import ToolFormat, parse_tool_calls
+from grpo_lightning.envs.tool_calls import ToolFormat
 from grpo_lightning.envs.tools import ToolSet
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.types import Action, Task
