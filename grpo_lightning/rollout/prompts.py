@@ -98,15 +98,24 @@ class PromptEncoder:
         return TurnRenderer(template, self._tokenizer.convert_ids_to_tokens(list(self.stop_token_ids)), special)
 
     def __call__(self, task: Task) -> list[int]:
-        """The prompt, ending where the assistant's answer begins.
+        """The prompt of a task, as `prompt`."""
+        return self.prompt(task.id, task.messages)
+
+    def prompt(self, name: str, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+        """The prompt of a conversation, ending where the assistant's answer begins.
+
+        Args:
+            name: Id of the task, for messages.
+            messages: The conversation.
+            tools: JSON schemas of the tools that may be called.
 
         Raises:
             ConfigurationError: If the prompt is too long, or the messages do not fit the chat template.
         """
-        ids = self._encode(task)
+        ids = self._named(name, messages, tools)
         if self._is_wrong(ids):
             raise ConfigurationError(
-                f"task {task.id!r}: expected a prompt of 1 to {self._max_tokens} tokens, but it has {len(ids)}; "
+                f"task {name!r}: expected a prompt of 1 to {self._max_tokens} tokens, but it has {len(ids)}; "
                 "shorten it or raise max_prompt_tokens"
             )
         return ids
@@ -132,7 +141,7 @@ class PromptEncoder:
         lengths = {}
         for i in range(count):
             task = tasks[i * len(tasks) // count]
-            ids = self._encode(task)
+            ids = self._named(task.id, task.messages)
             if self._is_wrong(ids):
                 lengths[task.id] = len(ids)
         if lengths:
@@ -146,16 +155,15 @@ class PromptEncoder:
     def _is_wrong(self, ids: Sequence[int]) -> bool:
         return not 0 < len(ids) <= self._max_tokens
 
-    def _encode(self, task: Task) -> list[int]:
-        if self._template is None and len(task.messages) != 1:
+    def _named(self, name: str, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+        if self._template is None and len(messages) != 1:
             raise ConfigurationError(
-                f"task {task.id!r}: expected a single message, because plain_prompts is set, but it has "
-                f"{len(task.messages)}"
+                f"task {name!r}: expected a single message, because plain_prompts is set, but it has {len(messages)}"
             )
         try:
-            return self.first(task.messages)
+            return self.first(messages, tools)
         except TemplateRefusal as error:
-            raise ConfigurationError(f"task {task.id!r}: {error}") from error
+            raise ConfigurationError(f"task {name!r}: {error}") from error
 
     def first(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """The prompt of a conversation, of any length, ending where the assistant's next answer begins.
@@ -169,7 +177,7 @@ class PromptEncoder:
         """
         if self._template is None:
             return list(self._tokenizer(_text(messages))["input_ids"])
-        return self._ids(self._template.render(self._with_system_prompt(messages), tools))
+        return self._ids(self._template.render(self.with_system_prompt(messages), tools))
 
     def continuation(
         self, completion_ids: Sequence[int], messages: Sequence[Message], tools: Tools = ()
@@ -253,7 +261,7 @@ class PromptEncoder:
         check = TurnCheck(
             template,
             self._turns,
-            first=lambda messages, tools: template.render(self._with_system_prompt(messages), tools),
+            first=lambda messages, tools: template.render(self.with_system_prompt(messages), tools),
             through_tokens=lambda text: self._tokenizer.decode(self._ids(text, behind=self._eos)),
         )
         for role in roles:
@@ -272,7 +280,8 @@ class PromptEncoder:
     def _eos(self) -> str:
         return self._tokenizer.eos_token or ""
 
-    def _with_system_prompt(self, messages: Sequence[Message]) -> Sequence[Message]:
+    def with_system_prompt(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages behind the system prompt of the settings, unless they have one."""
         prompt = self._settings.system_prompt
         if prompt is None or any(m["role"] == "system" for m in messages):
             return messages

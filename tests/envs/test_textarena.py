@@ -166,7 +166,9 @@ def test_closing_is_always_safe():
 
 
 def test_games_that_repeat_the_history_are_refused():
-    with pytest.raises(ConfigurationError, match="ends in -raw, but got 'FrozenLake-v0'; did you mean FrozenLake-v0-raw"):
+    with pytest.raises(
+        ConfigurationError, match="ends in -raw, but got 'FrozenLake-v0'; did you mean FrozenLake-v0-raw"
+    ):
         TextArena("FrozenLake-v0")
 
 

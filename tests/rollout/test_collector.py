@@ -157,7 +157,13 @@ def test_one_stalled_episode_delays_nobody():
             return await super().step(action)
 
     begin = time.perf_counter()
-    play(TASKS, Stalling, samples=16, on_episode=lambda e: finished.append(time.perf_counter() - begin))
+    play(
+        TASKS,
+        Stalling,
+        generation=lambda prompt, params, seed, version: Generation((70, 1), (-0.1, -0.1), "stop", version),
+        samples=16,
+        on_episode=lambda e: finished.append(time.perf_counter() - begin),
+    )
     assert len(finished) == 64
     assert finished[-1] >= 1.5
     assert finished[-2] < 1.0

@@ -216,9 +216,9 @@ class TestThinking:
 
 
 def _sampling(max_tokens):
-    from games import SAMPLING
-
     from dataclasses import replace
+
+    from games import SAMPLING
 
     return replace(SAMPLING, max_tokens=max_tokens)
 
@@ -264,10 +264,10 @@ class TestFaults:
     @pytest.mark.parametrize("place", ["make", "reset", "step", "score"])
     def test_a_broken_environment_is_begun_again_and_then_left_out(self, place, caplog):
         made = []
-        episode, engine = one(lambda: Broken(place, counter=made), generation=says("a"), retries=2)
+        episode, _engine = one(lambda: Broken(place, counter=made), generation=says("a"), retries=2)
         assert (episode.status, episode.reward, episode.attempts, episode.turns) == ("error", None, 3, ())
-        turn = 1 if place in ("step", "score") else 0
-        assert f"environment <lambda>, task 't', turn {turn}: " in episode.failure
+        turn = {"step": 1, "score": 1}.get(place, 0)
+        assert f"environment {'(new)' if place == 'make' else 'Broken'}, task 't', turn {turn}: " in episode.failure
         assert "raised OSError: the disk is gone" in episode.failure
         assert len(made) == 3
         assert all(env.closed == 1 for env in made if place != "make")
@@ -275,7 +275,7 @@ class TestFaults:
     @pytest.mark.parametrize("place", ["make", "reset", "step", "score"])
     def test_a_second_attempt_gives_the_same_episode(self, place):
         whole, _ = one(lambda: Broken("nowhere"))
-        episode, engine = one(lambda made=[]: Broken(place, 1, made), retries=1)  # noqa: B006
+        episode, _engine = one(lambda made=[]: Broken(place, 1, made), retries=1)
         assert (episode.attempts, whole.attempts) == (2, 1)
         assert (episode.turns, episode.ledgers, episode.reward) == (whole.turns, whole.ledgers, whole.reward)
 
@@ -450,4 +450,6 @@ def test_whatever_happens_the_ledger_holds_what_was_sampled_and_nothing_else(dat
             assert sum(len(t.action.token_ids) for t in episode.turns if not t.action.was_forced) == episode.count(
                 Source.SAMPLED
             )
-            assert all(isinstance(ledger, Ledger) and len(ledger) <= choices["max_context"] for ledger in episode.ledgers)
+            assert all(
+                isinstance(ledger, Ledger) and len(ledger) <= choices["max_context"] for ledger in episode.ledgers
+            )
