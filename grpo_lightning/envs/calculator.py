@@ -39,7 +39,7 @@ def calculator(expression: str) -> str:
         raise ValueError("division by zero") from None
     except OverflowError:
         raise ValueError("the result is too large") from None
-    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
+    if not isinstance(value, int) and value.is_integer() and abs(value) <= _EXACT:
         value = int(value)
     return str(value) if isinstance(value, int) else f"{value:.12g}"
 

@@ -188,6 +188,20 @@ def test_a_method_and_an_async_tool():
     assert call([stack.push, wait], "wait").content == "done"
 
 
+def test_parameters_may_have_any_name():
+    def tool(function: str, call: str, name: str) -> str:
+        """Join.
+
+        Args:
+            function: A text.
+            call: A text.
+            name: A text.
+        """
+        return function + call + name
+
+    assert call([tool], "tool", {"function": "a", "call": "b", "name": "c"}).content == "abc"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
