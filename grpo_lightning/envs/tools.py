@@ -5,13 +5,13 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from grpo_lightning import threads
 from grpo_lightning.envs.arguments import ArgumentError, checked_arguments
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.types import ToolCall
-from grpo_lightning.threads import in_daemon_thread
 
 _LONGEST_ERROR = 500
 """Characters of a tool's error that the policy is told."""
@@ -143,7 +143,7 @@ class ToolSet:
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
-                result = await threads.call(tool.function, **arguments)
+                result = await threads.call(partial(tool.function, **arguments))
             return ToolResult(self._cut(_as_text(result)))
         except Exception as error:
             if limit.expired():
