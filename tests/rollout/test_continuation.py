@@ -1,5 +1,7 @@
 """What is put between two answers, on templates with one peculiarity each."""
 
+import json
+
 import pytest
 from chat_models import BOS, TOOLS, chat_encoder, result, said, text, tokens, user
 from fakes import EOS_ID, encode
@@ -327,3 +329,22 @@ def test_demo_model_is_continued_as_its_template_shows_it(smol):
     whole = smol.first([user("2+2"), said("It is 4."), *NEWS])
     assert [*smol.first([user("2+2")]), *answer, *found.observation] == whole
     assert smol.forced("It is 4.") == answer
+
+
+def test_special_token_may_swallow_the_whitespace_behind_it(make, tmp_path):
+    """Phi-3's tokens do."""
+    encoder = make(CHATML)
+    path = tmp_path / "chat" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    for token in tokenizer["added_tokens"]:
+        token["rstrip"] = token["content"] == IM_END
+    path.write_text(json.dumps(tokenizer))
+    encoder = PromptEncoder(
+        str(tmp_path / "chat"), 100, PromptSettings(chat_template=str(tmp_path / "chat/chat.jinja"))
+    )
+    encoder.check_turns()
+    answer = tokens(encoder, "4<|im_end|>")
+    found = encoder.continuation(answer, NEWS)
+    whole = encoder.first([user("2+2"), said("4"), *NEWS])
+    assert "\n<|im_start|>user" not in text(encoder, whole)
+    assert [*encoder.first([user("2+2")]), *answer, *found.observation] == whole

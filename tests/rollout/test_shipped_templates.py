@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from chat_models import TOOLS, chat_encoder, result, templates_of, text, tokens, user
+from chat_models import TOOLS, chat_encoder, result, said, templates_of, text, tokens, user
 
 from grpo_lightning.errors import ConfigurationError
 
@@ -175,6 +175,18 @@ def test_tokens_of_well_known_templates(encoders, name, role, close, observation
     found = encoder.continuation((), [ROLES[role]], TOOLS if role == "tool" else ())
     assert found.close == tuple(tokens(encoder, close))
     assert found.observation == tuple(tokens(encoder, observation))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3_1", "gemma3", "gptoss", "phi3", "cohere"])
+def test_real_vocabulary_gives_the_same_sequence(demo_model, tmp_path, name):
+    """With a byte-pair vocabulary, in which neighbouring characters merge."""
+    encoder = chat_encoder(demo_model, tmp_path, TEMPLATES[name], STOPS.get(name[:6], []))
+    encoder.check_turns()
+    answer = tokens(encoder, "It is 4.")
+    found = encoder.continuation(answer, [user("NEW WORD")])
+    whole = encoder.first([user("2 + 2?"), said("It is 4."), user("NEW WORD")])
+    ids = [*answer, *found.close, *found.observation]
+    assert whole[-len(ids) :] == ids
 
 
 def test_packages_are_read_and_not_imported():
