@@ -2,7 +2,6 @@
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -70,8 +69,8 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         ) from error
     if compiled.groups != 1:
         raise ConfigurationError(
-            f"expected answer_pattern to have one group, which matches the move; {pattern!r} has {compiled.groups}; "
-            "write the others as (?:...)"
+            f"expected answer_pattern to have one group, which matches the move, but {pattern!r} has "
+            f"{compiled.groups}; write the others as (?:...)"
         )
     return compiled
 
@@ -79,11 +78,6 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 def user_message(text: str) -> Message:
     """What an environment says, as a chat message."""
     return {"role": "user", "content": text}
-
-
-def plain(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Those values of an environment's info that are worth keeping: texts, numbers and truth values."""
-    return {name: value for name, value in info.items() if isinstance(value, str | bool | int | float)}
 
 
 def optional_package(name: str, *, adapter: str, extra: str) -> ModuleType:
@@ -100,13 +94,14 @@ def optional_package(name: str, *, adapter: str, extra: str) -> ModuleType:
         ) from error
 
 
-def refuse_both_or_neither(adapter: str, env_id: str | None, factory: Callable[..., Any] | None) -> None:
-    """Adapters that take a registered name or a factory take exactly one of them.
+def require_one(adapter: str, **options: Any) -> None:
+    """Adapters take one of several ways to name an environment.
 
     Raises:
-        ConfigurationError: If there are both, or none.
+        ConfigurationError: If there are several, or none.
     """
-    if (env_id is None) == (factory is None):
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) != 1:
         raise ConfigurationError(
-            f"expected {adapter} to have either env_id or factory, but got {'neither' if env_id is None else 'both'}"
+            f"expected {adapter} to have either {' or '.join(options)}, but got {' and '.join(given) or 'neither'}"
         )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from grpo_lightning.envs.adapter import TextAdapter, optional_package, plain, refuse_both_or_neither, user_message
+from grpo_lightning.envs.adapter import TextAdapter, optional_package, require_one, user_message
 from grpo_lightning.envs.environment import InvalidAction, Observation
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.types import Action, Task
@@ -42,7 +42,7 @@ class GymnasiumText(TextAdapter):
         default_move: str | None = None,
     ) -> None:
         super().__init__(answer_pattern, default_move)
-        refuse_both_or_neither("GymnasiumText", env_id, factory)
+        require_one("GymnasiumText", env_id=env_id, factory=factory)
         self._name = env_id or getattr(factory, "__name__", repr(factory))
         self._invalid_reward = invalid_reward
         self._env = _registered(env_id, settings or {}) if factory is None else factory(**settings or {})
@@ -52,7 +52,7 @@ class GymnasiumText(TextAdapter):
     def reset(self, task: Task) -> Observation:
         """The first observation of the task's seed."""
         text, info = self._env.reset(seed=task.seed)
-        return Observation((*task.messages, user_message(self._text(text))), info=plain(info))
+        return Observation((*task.messages, user_message(self._text(text))), info=info)
 
     def step(self, action: Action) -> Observation:
         """Make a move.
@@ -69,7 +69,7 @@ class GymnasiumText(TextAdapter):
             reward=float(reward),
             terminated=bool(terminated),
             truncated=bool(truncated),
-            info=plain(info),
+            info=info,
         )
 
     def close(self) -> None:

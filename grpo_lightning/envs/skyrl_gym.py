@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from grpo_lightning.envs.adapter import TextAdapter, optional_package, plain, refuse_both_or_neither
+from grpo_lightning.envs.adapter import TextAdapter, optional_package, require_one, user_message
 from grpo_lightning.envs.environment import Observation
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.types import Action, Task
@@ -41,7 +41,7 @@ class SkyRLGym(TextAdapter):
         default_move: str | None = None,
     ) -> None:
         super().__init__(answer_pattern, default_move)
-        refuse_both_or_neither("SkyRLGym", env_id, factory)
+        require_one("SkyRLGym", env_id=env_id, factory=factory)
         self._make = factory or _registered(str(env_id))
         self._env_config = _Settings(env_config or {})
         self._env: Any = None
@@ -50,17 +50,15 @@ class SkyRLGym(TextAdapter):
         """The prompt, as the environment gives it."""
         self._env = self._make(env_config=self._env_config, extras=dict(task.data))
         messages, info = self._env.init([dict(message) for message in task.messages])
-        return Observation(tuple(messages), info=plain(info or {}))
+        return Observation(tuple(messages), info=info or {})
 
     def step(self, action: Action) -> Observation:
         """Give the environment what the policy said."""
-        said = self._env.step(self.move(action))
-        return Observation(
-            tuple(said["observations"]),
-            reward=float(said["reward"]),
-            terminated=bool(said["done"]),
-            info=plain(said.get("metadata") or {}),
-        )
+        answer = self._env.step(self.move(action))
+        done = bool(answer["done"])
+        # skyrl-gym lets the policy go on without a word; a chat needs one.
+        messages = tuple(answer["observations"]) or (() if done else (user_message(""),))
+        return Observation(messages, reward=float(answer["reward"]), terminated=done, info=answer.get("metadata") or {})
 
     def close(self) -> None:
         """Close the environment, if it was begun."""

@@ -6,7 +6,7 @@ import random
 import sys
 from typing import Any
 
-from grpo_lightning.envs.adapter import TextAdapter, optional_package, plain, user_message
+from grpo_lightning.envs.adapter import TextAdapter, optional_package, user_message
 from grpo_lightning.envs.environment import InvalidAction, Observation
 from grpo_lightning.envs.own_random import drawing_from, isolate
 from grpo_lightning.errors import ConfigurationError
@@ -77,11 +77,11 @@ class TextArena(TextAdapter):
             state.error_count = 0
             self._random.setstate(drawn)
             raise InvalidAction(said, self._invalid_reward)
-        messages = (user_message(said),) if said else ()
+        messages = (user_message(said),) if said or not done else ()
         if not done:
             return Observation(messages)
         rewards, info = self._game.close()
-        return Observation(messages, reward=float((rewards or {}).get(0, 0.0)), terminated=True, info=plain(info[0]))
+        return Observation(messages, reward=float((rewards or {}).get(0, 0.0)), terminated=True, info=info[0])
 
     def _said(self) -> str:
         """What the game has said since it was asked last, without its echo of the player's own words."""

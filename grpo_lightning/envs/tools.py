@@ -3,11 +3,11 @@
 import asyncio
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
+from grpo_lightning import threads
 from grpo_lightning.envs.arguments import ArgumentError, checked_arguments
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.types import ToolCall
@@ -143,13 +143,12 @@ class ToolSet:
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
-                result = await _result(tool.function, arguments)
+                result = await threads.call(tool.function, **arguments)
             return ToolResult(self._cut(_as_text(result)))
-        # A tool that runs what the policy wrote may be made to exit.
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             if limit.expired():
                 return _wrong(f"{call.name!r} took longer than {self._timeout:g} seconds")
-            return _wrong(f"{type(error).__name__}: {error}")
+            return _wrong(threads.described(error))
 
     def _cut(self, text: str) -> str:
         limit = self._max_result_length
@@ -158,13 +157,6 @@ class ToolSet:
 
 def _wrong(message: str) -> ToolResult:
     return ToolResult(f"Error: {_valid(message)[:_LONGEST_ERROR]}", error=True)
-
-
-async def _result(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    if inspect.iscoroutinefunction(function):
-        return await function(**arguments)
-    result = await in_daemon_thread(partial(function, **arguments))
-    return await result if isinstance(result, Awaitable) else result
 
 
 def _as_text(result: Any) -> str:

@@ -1,7 +1,7 @@
 import pytest
 
 from grpo_lightning.envs import InvalidAction
-from grpo_lightning.envs.adapter import TextAdapter, optional_package, plain, refuse_both_or_neither
+from grpo_lightning.envs.adapter import TextAdapter, optional_package, require_one
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.types import Action
 
@@ -47,21 +47,12 @@ def test_no_default_move_is_said():
         TextAdapter().default_action()
 
 
-def test_only_plain_values_of_info_are_kept():
-    assert plain({"a": 1, "b": "x", "c": True, "d": 0.5, "e": [1], "f": None}) == {
-        "a": 1,
-        "b": "x",
-        "c": True,
-        "d": 0.5,
-    }
-
-
 def test_a_missing_package_says_what_to_install():
     with pytest.raises(ConfigurationError, match=r"^Game needs no_such_package: install grpo-lightning\[game\] \(imp"):
         optional_package("no_such_package", adapter="Game", extra="game")
 
 
-@pytest.mark.parametrize(("env_id", "factory", "got"), [(None, None, "neither"), ("a", dict, "both")])
-def test_name_or_factory(env_id, factory, got):
+@pytest.mark.parametrize(("env_id", "factory", "got"), [(None, None, "neither"), ("a", dict, "env_id and factory")])
+def test_there_is_one_way_to_name_an_environment(env_id, factory, got):
     with pytest.raises(ConfigurationError, match=f"expected Game to have either env_id or factory, but got {got}"):
-        refuse_both_or_neither("Game", env_id, factory)
+        require_one("Game", env_id=env_id, factory=factory)

@@ -35,14 +35,14 @@ def _call(node: ast.expr) -> ToolCall:
     if not isinstance(node, ast.Call):
         return unreadable("expected name(argument=value), but got another expression")
     name = _dotted(node.func)
-    if node.args:
+    if node.args or any(keyword.arg is None for keyword in node.keywords):
         return unreadable("expected arguments by name, but got some without", name)
     arguments = {}
     for keyword in node.keywords:
         try:
             arguments[keyword.arg or ""] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            return unreadable(f"expected a literal value for {keyword.arg or '**'}, but got an expression", name)
+            return unreadable(f"expected a literal value for {keyword.arg}, but got an expression", name)
     return read_call(name, arguments)
 
 
