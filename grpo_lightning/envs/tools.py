@@ -11,7 +11,6 @@ from grpo_lightning import threads
 from grpo_lightning.envs.arguments import ArgumentError, checked_arguments
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.types import ToolCall
-from grpo_lightning.threads import in_daemon_thread
 
 _LONGEST_ERROR = 500
 """Characters of a tool's error that the policy is told."""
