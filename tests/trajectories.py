@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from grpo_lightning.rollout.episode import Episode, Group, Turn
 from grpo_lightning.rollout.ledger import NO_VERSION, Ledger, Source
+from grpo_lightning.rollout.packing import PackedSequence, Row
 from grpo_lightning.rollout.types import Action, ToolCall
 
 REWARDS = [None, 0.0, 0.1, 0.5, 1.0, -2.0]
@@ -134,3 +135,19 @@ def located_by_hand(groups):
         for ledger in episode.ledgers
         for position in range(len(ledger))
     ]
+
+
+def to_pack(episode, first_row, weight, rng):
+    """Its first ledger with sampled tokens, with another advantage for each turn."""
+    ledger = next(ledger for ledger in episode.ledgers if ledger.sampled.any())
+    return PackedSequence(ledger, first_row, some_floats(rng, len(episode.turns), -3, 3), weight)
+
+
+def rows_behind(prompt):
+    trainable = played_episodes(prompt).filter(lambda e: e.ledgers[0].sampled.any())
+    weights = st.sampled_from([0.0, 0.125, 0.25, 1.0])
+    sequences = st.builds(to_pack, trainable, st.integers(0, 10**6), weights, seeds)
+    return st.builds(Row, st.just(tuple(prompt)), st.lists(sequences, min_size=1, max_size=5).map(tuple))
+
+
+packable_rows = st.lists(prompts.flatmap(rows_behind), min_size=1, max_size=6)

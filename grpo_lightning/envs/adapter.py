@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -105,3 +106,21 @@ def require_one(adapter: str, **options: Any) -> None:
         raise ConfigurationError(
             f"expected {adapter} to have either {' or '.join(options)}, but got {' and '.join(given) or 'neither'}"
         )
+
+
+def imported(argument: str, value: str | Callable[..., Any]) -> Callable[..., Any]:
+    """What an import path names: on the command line a class that makes any object can be given in no other way.
+
+    Raises:
+        ConfigurationError: If it names nothing.
+    """
+    if not isinstance(value, str):
+        return value
+    module, _, name = value.rpartition(".")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"expected {argument} to be an import path like my_module.make_it, but got {value!r}: {error}"
+        ) from error
+    return found

@@ -1,9 +1,10 @@
 """Environments of gymnasium that speak text, and any other of the same shape."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from grpo_lightning.envs.adapter import TextAdapter, optional_package, require_one, user_message
+from grpo_lightning.envs.adapter import TextAdapter, imported, optional_package, require_one, user_message
 from grpo_lightning.envs.environment import InvalidAction, Observation
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.types import Action, Task
@@ -35,7 +36,7 @@ class GymnasiumText(TextAdapter):
         self,
         env_id: str | None = None,
         *,
-        factory: Callable[..., Any] | None = None,
+        factory: str | Callable[..., Any] | None = None,
         settings: dict[str, Any] | None = None,
         invalid_reward: float = 0.0,
         answer_pattern: str | None = None,
@@ -43,9 +44,10 @@ class GymnasiumText(TextAdapter):
     ) -> None:
         super().__init__(answer_pattern, default_move)
         require_one("GymnasiumText", env_id=env_id, factory=factory)
-        self._name = env_id or getattr(factory, "__name__", repr(factory))
         self._invalid_reward = invalid_reward
-        self._env = _registered(env_id, settings or {}) if factory is None else factory(**settings or {})
+        self._name = str(getattr(factory, "__name__", factory) if env_id is None else env_id)
+        make = partial(_registered, self._name) if factory is None else imported("factory", factory)
+        self._env: Any = make(**settings or {})
         for role in ("observation", "action"):
             _check_text(self._name, role, getattr(self._env, f"{role}_space", None))
 
@@ -86,7 +88,7 @@ class GymnasiumText(TextAdapter):
         return observation
 
 
-def _registered(env_id: str, settings: dict[str, Any]) -> Any:
+def _registered(env_id: str, **settings: Any) -> Any:
     gymnasium = optional_package("gymnasium", adapter="GymnasiumText", extra="gymnasium")
     try:
         # Its checker warns of every text that is not an array.

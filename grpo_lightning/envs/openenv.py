@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from grpo_lightning.envs.adapter import TextAdapter, require_one, user_message
+from grpo_lightning.envs.adapter import TextAdapter, imported, require_one, user_message
 from grpo_lightning.envs.environment import Observation
 from grpo_lightning.envs.openenv_client import OpenEnvClient
 from grpo_lightning.errors import ConfigurationError
@@ -23,9 +23,11 @@ class OpenEnv(TextAdapter):
     Args:
         url: Where the server listens, for example ``"ws://localhost:8000"``. Actions are then mappings.
         client: What makes a client, instead of ``url``: an object with ``reset(seed=...)``, ``step(action)`` and
-            ``close()``, plain or async, whose answers have ``observation``, ``reward`` and ``done``.
+            ``close()``, plain or async, whose answers have ``observation``, ``reward`` and ``done``. In YAML its
+            import path.
         action_field: The field of an action that holds the move.
-        action_type: Class of actions, called with that field by name. By default actions are mappings.
+        action_type: Class of actions, called with that field by name, or its import path. By default actions are
+            mappings.
         observation_field: The field of an observation that the policy is shown. Not needed where observations are
             plain text.
         answer_pattern: Regular expression with one group, which matches the move in an answer; by default the whole
@@ -41,18 +43,18 @@ class OpenEnv(TextAdapter):
         self,
         url: str | None = None,
         *,
-        client: Callable[[], Any] | None = None,
+        client: str | Callable[[], Any] | None = None,
         action_field: str = "message",
-        action_type: Callable[..., Any] = dict,
+        action_type: str | Callable[..., Any] | None = None,
         observation_field: str | None = None,
         answer_pattern: str | None = None,
         default_move: str | None = None,
     ) -> None:
         super().__init__(answer_pattern, default_move)
         require_one("OpenEnv", url=url, client=client)
-        self._make_client = client or partial(OpenEnvClient, str(url))
+        self._make_client = partial(OpenEnvClient, str(url)) if client is None else imported("client", client)
         self._action_field = action_field
-        self._action_type = action_type
+        self._action_type = dict if action_type is None else imported("action_type", action_type)
         self._observation_field = observation_field
         self._client: Any = None
 

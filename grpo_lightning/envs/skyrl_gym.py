@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from grpo_lightning.envs.adapter import TextAdapter, optional_package, require_one, user_message
+from grpo_lightning.envs.adapter import TextAdapter, imported, optional_package, require_one, user_message
 from grpo_lightning.envs.environment import Observation
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.types import Action, Task
@@ -35,14 +35,14 @@ class SkyRLGym(TextAdapter):
         self,
         env_id: str | None = None,
         *,
-        factory: Callable[..., Any] | None = None,
+        factory: str | Callable[..., Any] | None = None,
         env_config: dict[str, Any] | None = None,
         answer_pattern: str | None = None,
         default_move: str | None = None,
     ) -> None:
         super().__init__(answer_pattern, default_move)
         require_one("SkyRLGym", env_id=env_id, factory=factory)
-        self._make = factory or _registered(str(env_id))
+        self._make = _registered(str(env_id)) if factory is None else imported("factory", factory)
         self._env_config = _Settings(env_config or {})
         self._env: Any = None
 

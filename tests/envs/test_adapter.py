@@ -1,7 +1,14 @@
-import pytest
+import subprocess
+import sys
+from collections import OrderedDict
+from types import ModuleType
 
-from grpo_lightning.envs import InvalidAction
-from grpo_lightning.envs.adapter import TextAdapter, optional_package, require_one
+import pytest
+from jsonargparse import ArgumentParser
+
+from grpo_lightning import envs
+from grpo_lightning.envs import EnvironmentFactory, InvalidAction
+from grpo_lightning.envs.adapter import TextAdapter, imported, optional_package, require_one
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.types import Action
 
@@ -56,3 +63,47 @@ def test_a_missing_package_says_what_to_install():
 def test_there_is_one_way_to_name_an_environment(env_id, factory, got):
     with pytest.raises(ConfigurationError, match=f"expected Game to have either env_id or factory, but got {got}"):
         require_one("Game", env_id=env_id, factory=factory)
+
+
+def test_an_import_path_is_imported():
+    assert imported("factory", "collections.OrderedDict") is OrderedDict
+    assert imported("factory", OrderedDict) is OrderedDict
+
+
+@pytest.mark.parametrize("path", ["collections.Nothing", "no_such_package.make", "make"])
+def test_an_import_path_that_names_nothing_is_refused(path):
+    with pytest.raises(ConfigurationError, match=f"factory to be an import path like .*, but got '{path}': "):
+        imported("factory", path)
+
+
+YAML = {
+    "GymnasiumText": "factory: collections.OrderedDict",
+    "SkyRLGym": "factory: collections.OrderedDict",
+    "OpenEnv": "url: ws://localhost:8000",
+    "TRLEnvironment": "factory: trl_counter.Counter",
+    "TextArena": "env_id: GuessTheNumber-v0-raw",
+}
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_adapters_are_named_in_yaml(name, monkeypatch):
+    if name == "TextArena":
+        pytest.importorskip("textarena")
+    counter = ModuleType("trl_counter")
+    exec("class Counter:\n def reset(self): pass\n def look(self) -> int:\n  'Look.'\n  return 1\n", vars(counter))
+    monkeypatch.setitem(sys.modules, "trl_counter", counter)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--environment", type=EnvironmentFactory)
+    given = f"environment: {{class_path: grpo_lightning.envs.{name}, init_args: {{{YAML[name]}}}}}"
+    for text in (given, parser.dump(parser.parse_string(given))):
+        factory = parser.instantiate(parser.parse_string(text)).environment
+        first, second = factory(), factory()
+        assert type(first) is type(second) is getattr(envs, name)
+        assert first is not second
+
+
+def test_adapters_import_nothing_until_they_are_used():
+    packages = {"textarena", "gymnasium", "skyrl_gym", "websockets", "torch", "transformers", "vllm"}
+    code = f"import sys, grpo_lightning.envs; print({packages} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -5,7 +5,7 @@ import torch
 from fakes import make_episode, make_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trajectories import played_episodes, prompts, seeds, some_floats
+from trajectories import packable_rows
 
 from grpo_lightning.functional.aggregation import token_weights
 from grpo_lightning.policy import unpack
@@ -39,22 +39,6 @@ def single(prompt, tokens, logprobs, advantage, weight, version, first_row=0):
     """A sequence of one turn on its way into a batch."""
     ledger = Ledger.of_prompt(prompt).extended(tokens, Source.SAMPLED, 0, logprobs, version)
     return PackedSequence(ledger, first_row, (advantage,), weight)
-
-
-def to_pack(episode, first_row, weight, rng):
-    """Its first ledger with sampled tokens, with another advantage for each turn."""
-    ledger = next(ledger for ledger in episode.ledgers if ledger.sampled.any())
-    return PackedSequence(ledger, first_row, some_floats(rng, len(episode.turns), -3, 3), weight)
-
-
-def rows_behind(prompt):
-    trainable = played_episodes(prompt).filter(lambda e: e.ledgers[0].sampled.any())
-    weights = st.sampled_from([0.0, 0.125, 0.25, 1.0])
-    sequences = st.builds(to_pack, trainable, st.integers(0, 10**6), weights, seeds)
-    return st.builds(Row, st.just(tuple(prompt)), st.lists(sequences, min_size=1, max_size=5).map(tuple))
-
-
-rows_ = st.lists(prompts.flatmap(rows_behind), min_size=1, max_size=6)
 
 
 def row(prompt_length, *lengths):
@@ -190,7 +174,7 @@ def test_no_usable_group_gives_no_row(aggregation):
 
 
 @settings(max_examples=100, deadline=None)
-@given(rows=rows_, count=st.sampled_from(MICRO_BATCHES))
+@given(rows=packable_rows, count=st.sampled_from(MICRO_BATCHES))
 def test_number_of_micro_batches_is_exact_and_nothing_is_lost(rows, count):
     parts = split_rows(rows, count)
     assert len(parts) == count
@@ -227,7 +211,7 @@ def test_micro_batches_have_about_equal_tokens():
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=rows_, count=st.sampled_from(MICRO_BATCHES))
+@given(rows=packable_rows, count=st.sampled_from(MICRO_BATCHES))
 def test_imbalance_is_at_most_one_row(rows, count):
     if len(rows) < count:
         return
@@ -318,7 +302,7 @@ def layout_by_loops(rows):
 
 
 @settings(max_examples=100, deadline=None)
-@given(rows=rows_)
+@given(rows=packable_rows)
 def test_layout_equals_the_loops(rows):
     batch = pack(rows, 0.7)
     inputs, targets = layout_by_loops(rows)
@@ -395,7 +379,7 @@ def test_dtypes():
 
 
 @settings(max_examples=100, deadline=None)
-@given(rows=rows_, count=st.sampled_from(MICRO_BATCHES))
+@given(rows=packable_rows, count=st.sampled_from(MICRO_BATCHES))
 def test_every_sequence_is_recovered_exactly(rows, count):
     found = []
     for part in split_rows(rows, count):
