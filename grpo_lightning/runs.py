@@ -25,7 +25,7 @@ def find_run(folder: Path) -> tuple[Path, Path]:
     """
     config, checkpoint = folder / "config.yaml", newest_checkpoint(folder)
     if config.is_file() and checkpoint is not None:
-        return _newest_settings(folder), checkpoint
+        return newest_settings(folder), checkpoint
     looked_for = {config: config.is_file(), folder / "checkpoints" / "*.ckpt": bool(_checkpoints(folder))}
     if _checkpoints(folder) and checkpoint is None:
         looked_for[folder / "checkpoints" / "*.ckpt (whole)"] = False
@@ -62,8 +62,14 @@ def _step(checkpoint: Path) -> int | None:
         return None
 
 
-def _newest_settings(folder: Path) -> Path:
-    """Each time that a run goes on, its settings then are saved under the next number."""
+def newest_settings(folder: Path) -> Path:
+    """The settings of a run as they were when it last went on.
+
+    Each time that a run goes on, its settings then are saved under the next number.
+
+    Args:
+        folder: The run's folder.
+    """
     numbers = {int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(r"config-(\d+)\.yaml", path.name))}
     return folder / f"config-{max(numbers)}.yaml" if numbers else folder / "config.yaml"
 

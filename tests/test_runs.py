@@ -2,11 +2,14 @@ import json
 import os
 import zipfile
 
+import numpy as np
 import pytest
 import torch
+from made_epochs import made_epoch
 
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.runs import Progress, drop_later_records, find_run, newest_checkpoint
+from grpo_lightning.trajectories.store import load_epoch, stored_epochs, write_epoch
 
 
 def checkpoint(folder, name, step=0, *, whole=True, age=0):
@@ -60,6 +63,18 @@ def test_without_settings_it_is_no_run(tmp_path):
     checkpoint(tmp_path, "last.ckpt")
     with pytest.raises(ConfigurationError, match=r"config.yaml \(not there\), .*ckpt \(found\)"):
         find_run(tmp_path)
+
+
+@pytest.mark.parametrize(("begun", "kept"), [(2, [0, 1]), (3, [0, 1, 2])])
+def test_later_trajectories_go(tmp_path, begun, kept):
+    for epoch in range(4):
+        tokens = sum(len(ledger) for group in made_epoch().groups for e in group.episodes for ledger in e.ledgers)
+        write_epoch(tmp_path, made_epoch(epoch=epoch, log_ratios=np.zeros(tokens)))
+    drop_later_records(tmp_path, Progress(begun, finished=2, step=5))
+    assert list(stored_epochs(tmp_path)) == kept
+    with_ratios = [epoch for epoch, path in stored_epochs(tmp_path).items() if load_epoch(path).log_ratios is not None]
+    assert with_ratios == [0, 1]
+    assert len(list((tmp_path / "trajectories").iterdir())) == len(kept)
 
 
 @pytest.mark.parametrize(

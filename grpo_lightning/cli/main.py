@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "lightning_command",
     "resume": "resume",
     "reward-check": "reward_check",
+    "replay": "replay",
     "export": "export",
     "ls": "configs",
     "cp": "configs",
