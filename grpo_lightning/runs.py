@@ -90,14 +90,17 @@ def checkpoint_progress(checkpoint: Mapping[str, Any]) -> Progress:
 
 
 def drop_later_records(folder: Path, progress: Progress) -> None:
-    """Take what the run logged after its checkpoint out of ``metrics.csv`` and ``completions.jsonl``.
+    """Take what the run wrote after its checkpoint out of ``metrics.csv``, ``completions.jsonl`` and ``trajectories``.
 
-    It will be logged again, and would stand there twice.
+    It will be written again, and would stand there twice.
 
     Args:
         folder: The run's folder.
         progress: How far the checkpoint has come.
     """
+    # It loads pyarrow, which finding a run does not need.
+    from grpo_lightning.trajectories.store import drop_later_epochs
+
     metrics, completions = folder / "metrics.csv", folder / "completions.jsonl"
     if metrics.is_file():
         with metrics.open(encoding="utf-8", newline="") as file:
@@ -117,6 +120,7 @@ def drop_later_records(folder: Path, progress: Progress) -> None:
         # An epoch's completions are written when it begins.
         kept = [line for line in lines if json.loads(line)["epoch"] < progress.begun]
         _replace(completions, "".join(kept))
+    drop_later_epochs(folder, progress.begun, progress.finished)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from grpo_lightning.rollout.engine import CURRENT, Adapter, Current, EngineSpec,
 from grpo_lightning.rollout.episode import Episode, Group, Turn
 from grpo_lightning.rollout.ledger import Ledger, Source
 from grpo_lightning.rollout.loop import EventLoopThread
+from grpo_lightning.rollout.packing import PackedSequence, Row
 from grpo_lightning.rollout.types import Action, AdapterRef, Generation, SamplingSettings, Task
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
@@ -219,3 +220,10 @@ def make_group(episodes: Sequence[Episode], advantages: Sequence[float] = (), na
     """A group of finished episodes, with one advantage for each."""
     values = tuple((a,) * len(e.turns) for a, e in zip(advantages, episodes, strict=False))
     return Group(make_task(name), tuple(episodes), values)
+
+
+def make_row(prompt: Sequence[int], completions: Sequence[Sequence[int]], *, weight: float = 1.0) -> Row:
+    """A row of sequences of one turn, ready to be packed, with logprobs -1 and advantages 1."""
+    begun = Ledger.of_prompt(prompt)
+    ledgers = [begun.extended(tokens, Source.SAMPLED, 0, [-1.0] * len(tokens), 0) for tokens in completions]
+    return Row(tuple(prompt), tuple(PackedSequence(ledger, 0, (1.0,), weight) for ledger in ledgers))

@@ -107,11 +107,11 @@ def _of_kind(kind: str, schema: Mapping[str, Any], value: Any, place: str) -> An
             try:
                 return float(value)
             except OverflowError:
-                raise _wrong(place, "a number", "one that is too large") from None
+                raise _wrong(place, "a number that is not so large", value) from None
         case "array":
             items = schema.get("prefixItems")
             if items is not None and len(items) != len(value):
-                raise _wrong(place, f"a list of {len(items)}", f"one of {len(value)}")
+                raise _wrong(place, f"a list of {len(items)} values", value)
             items = items or [schema.get("items", {})] * len(value)
             return [
                 _fitting(item, part, f"{place}[{i}]") for i, (item, part) in enumerate(zip(items, value, strict=True))

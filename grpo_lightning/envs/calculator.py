@@ -11,6 +11,9 @@ _LONGEST = 1000
 _MOST_BITS = 1024
 """Of a whole number: about 300 digits."""
 
+_EXACT = 2**53
+"""Up to here a float is a whole number exactly."""
+
 _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -36,6 +39,8 @@ def calculator(expression: str) -> str:
         raise ValueError("division by zero") from None
     except OverflowError:
         raise ValueError("the result is too large") from None
+    if not isinstance(value, int) and value.is_integer() and abs(value) <= _EXACT:
+        value = int(value)
     return str(value) if isinstance(value, int) else f"{value:.12g}"
 
 

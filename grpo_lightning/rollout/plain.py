@@ -6,8 +6,13 @@ from typing import Any
 
 def plain(value: Any) -> Any:
     """The value with everything that is no number, text, list or mapping replaced by its ``repr``."""
-    if value is None or isinstance(value, str | bool | int | float):
+    if value is None or isinstance(value, bool):
         return value
+    # Enums and numpy's float64 are numbers and texts too, but weights-only loading refuses them.
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -95,8 +95,7 @@ class Player:
         return self._open.setdefault(name, asyncio.Semaphore(2**31 if limit is None else limit))
 
     async def _attempt(self, task: Task, number: int) -> Episode:
-        factory = self.environments[task.env]
-        environment = await GuardedEnvironment.make(factory, environment_name(factory, task), task, self.settings)
+        environment = await GuardedEnvironment.make(self.environments[task.env], task, self.settings)
         try:
             position = self._begun(task, await environment.reset())
             limit = asyncio.timeout(self.settings.timeout)
@@ -252,13 +251,6 @@ def to_action(generation: Generation, encoder: PromptEncoder) -> Action:
         finish_reason=generation.finish_reason,
         policy_version=generation.policy_version,
     )
-
-
-def environment_name(factory: EnvironmentFactory, task: Task) -> str:
-    """What to call an environment in messages."""
-    while hasattr(factory, "func"):
-        factory = factory.args[0] if factory.args and isinstance(factory.args[0], type) else factory.func
-    return task.env or getattr(factory, "__name__", None) or type(factory).__name__
 
 
 def request_seed(*parts: object) -> int:

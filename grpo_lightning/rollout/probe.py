@@ -7,7 +7,6 @@ from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.episode_settings import EpisodeSettings
 from grpo_lightning.rollout.guarded_environment import EnvironmentFault, GuardedEnvironment
 from grpo_lightning.rollout.loop import EventLoopThread
-from grpo_lightning.rollout.player import environment_name
 from grpo_lightning.rollout.prompts import PromptEncoder
 from grpo_lightning.rollout.tool_use import ToolUse
 from grpo_lightning.rollout.types import Task
@@ -47,7 +46,7 @@ def probe(
 
 
 async def _first_observation(factory: EnvironmentFactory, task: Task, settings: EpisodeSettings) -> Observation:
-    environment = await GuardedEnvironment.make(factory, environment_name(factory, task), task, settings)
+    environment = await GuardedEnvironment.make(factory, task, settings)
     try:
         return await environment.reset()
     finally:

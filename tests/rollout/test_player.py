@@ -266,8 +266,8 @@ class TestFaults:
         made = []
         episode, _engine = one(lambda: Broken(place, counter=made), generation=says("a"), retries=2)
         assert (episode.status, episode.reward, episode.attempts, episode.turns) == ("error", None, 3, ())
-        turn = 1 if place in ("step", "score") else 0
-        assert f"environment <lambda>, task 't', turn {turn}: " in episode.failure
+        turn = {"step": 1, "score": 1}.get(place, 0)
+        assert f"environment {'(new)' if place == 'make' else 'Broken'}, task 't', turn {turn}: " in episode.failure
         assert "raised OSError: the disk is gone" in episode.failure
         assert len(made) == 3
         assert all(env.closed == 1 for env in made if place != "make")
