@@ -1,6 +1,7 @@
 """The few messages of OpenEnv's protocol that an episode needs.
 
-OpenEnv's own client cannot be installed beside vLLM: its package requires a version of fastmcp that vLLM's excludes.
+OpenEnv's own client cannot be installed beside vLLM: its package needs fastmcp, which excludes the version of mcp that
+vLLM needs.
 """
 
 import asyncio
