@@ -1,9 +1,11 @@
 """The few messages of OpenEnv's protocol that an episode needs.
 
-OpenEnv's own client cannot be installed beside vLLM: its package requires a version of fastmcp that vLLM's excludes.
+OpenEnv's own client cannot be installed beside vLLM: its package needs fastmcp, which excludes the version of mcp that
+vLLM needs.
 """
 
 import asyncio
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -53,8 +55,12 @@ class OpenEnvClient:
 
     async def close(self) -> None:
         """End the session, if there is one."""
-        if self._connection is not None:
-            await self._connection.close()
+        if self._connection is None:
+            return
+        # A server that is told ends the session at once; one that is gone already cannot be told.
+        with contextlib.suppress(Exception):
+            await self._connection.send(json.dumps({"type": "close"}))
+        await self._connection.close()
 
     async def _answer(self, kind: str, data: dict[str, Any]) -> StepResult:
         await self._connection.send(json.dumps({"type": kind, "data": data}))

@@ -128,12 +128,18 @@ def test_url_or_client():
         OpenEnv()
 
 
+ended = []
+
+
 async def serve(connection):
     """One session of the protocol: counts the letters of what it is told."""
     assert connection.request.path == "/ws"
     total = 0
     async for raw in connection:
         message = json.loads(raw)
+        if message["type"] == "close":
+            ended.append(total)
+            break
         data = message["data"]
         if message["type"] == "step" and "message" not in data:
             answer = {"type": "error", "data": {"message": "Field required", "code": "VALIDATION_ERROR"}}
@@ -150,20 +156,20 @@ async def serve(connection):
 @pytest.fixture
 def url():
     server = pytest.importorskip("websockets.asyncio.server")
-    ready, ended, found = threading.Event(), asyncio.Event(), {}
+    ready, over, found = threading.Event(), asyncio.Event(), {}
 
     async def main():
         async with server.serve(serve, "127.0.0.1", 0) as running:
             found["port"] = running.sockets[0].getsockname()[1]
             found["loop"] = asyncio.get_running_loop()
             ready.set()
-            await ended.wait()
+            await over.wait()
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
     assert ready.wait(10)
     yield f"http://127.0.0.1:{found['port']}/"
-    found["loop"].call_soon_threadsafe(ended.set)
+    found["loop"].call_soon_threadsafe(over.set)
     thread.join()
 
 
@@ -178,7 +184,9 @@ def test_a_server(url):
     async def both():
         return await asyncio.gather(episode(["left", "right"]), episode(["up"]))
 
+    ended.clear()
     (begin, first, last), other = asyncio.run(both())
+    assert sorted(ended) == [9, 16]
     assert begin.messages == (SYSTEM, user("7"))
     assert (first.messages, first.reward, first.terminated) == ((user("11"),), 11.0, False)
     assert (last.messages, last.reward, last.terminated) == ((user("16"),), 16.0, True)
