@@ -12,8 +12,8 @@ from grpo_lightning.callbacks.run_directory import run_directory
 from grpo_lightning.datamodule import RolloutDataModule
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.loggers.tables import Table, TableWriter
-from grpo_lightning.rollout.records import sample_record
-from grpo_lightning.rollout.types import Group
+from grpo_lightning.rollout.episode import Group
+from grpo_lightning.rollout.records import episode_record
 
 
 class CompletionLog(Callback):
@@ -87,15 +87,16 @@ def completion_table(groups: Sequence[Group], epoch: int, rows: int) -> Table:
 
 
 def _mean_reward(group: Group) -> float:
-    return fmean([s.reward for s in group.samples if s.reward is not None] or [-math.inf])
+    return fmean([e.reward for e in group.episodes if e.reward is not None] or [-math.inf])
 
 
 def _records(groups: Iterable[Group], epoch: int) -> Iterable[dict[str, Any]]:
     for group in groups:
-        for sample, advantage in zip(group.samples, group.advantages, strict=True):
+        for episode, advantages in zip(group.episodes, group.advantages, strict=True):
+            # One number where the turns do not differ.
+            same = len(set(advantages)) <= 1
             yield {
                 "epoch": epoch,
-                **sample_record(group.task, sample),
-                "advantage": advantage,
-                "tokens": len(sample.action.token_ids),
+                **episode_record(group.task, episode),
+                "advantage": (advantages[0] if advantages else 0.0) if same else list(advantages),
             }

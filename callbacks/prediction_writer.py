@@ -8,8 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from grpo_lightning.callbacks.run_directory import new_file, run_directory
-from grpo_lightning.rollout.records import sample_record
-from grpo_lightning.rollout.types import Group
+from grpo_lightning.rollout.episode import Group
+from grpo_lightning.rollout.records import episode_record
 
 
 class PredictionWriter(Callback):
@@ -59,10 +59,14 @@ def prediction_records(groups: Iterable[Group]) -> Iterator[dict[str, Any]]:
         groups: Answered tasks.
     """
     for group in groups:
-        for sample in group.samples:
+        for episode in group.episodes:
+            sampled = [
+                (ledger.token_ids[ledger.sampled], ledger.logprobs[ledger.sampled]) for ledger in episode.ledgers
+            ]
+            logprobs = [value for _, values in sampled for value in values.tolist()]
             yield {
-                **sample_record(group.task, sample),
-                "token_ids": list(sample.action.token_ids),
-                "logprobs": list(sample.action.token_logprobs),
-                "logprob_sum": sample.action.logprob_sum,
+                **episode_record(group.task, episode),
+                "token_ids": [token for ids, _ in sampled for token in ids.tolist()],
+                "logprobs": logprobs,
+                "logprob_sum": sum(logprobs),
             }

@@ -236,7 +236,7 @@ def _with_ledger(evidence: MicroBatchEvidence, trainer: Trainer) -> MicroBatchEv
     """Put the engine's logprobs of these tokens beside what the loss used."""
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, RolloutDataModule) and data.rollout is not None:
-        stored = data.rollout.stored_logprobs(evidence.batch_index, evidence.token_index)
+        stored = data.rollout.stored_logprobs(evidence.ledger_index)
         return replace(evidence, stored=stored)
     return evidence
 

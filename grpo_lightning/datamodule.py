@@ -2,7 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -11,17 +12,21 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from grpo_lightning.arithmetic import BatchPlan
 from grpo_lightning.distributed import processes
+from grpo_lightning.envs.environment import EnvironmentFactory, SingleTurn
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.loading import require_full_finetuning
-from grpo_lightning.model_source import require_context, require_model
+from grpo_lightning.model_source import model_context, require_context, require_model
 from grpo_lightning.rewards.scorer import Scorer
+from grpo_lightning.rollout.advantages import with_advantages
 from grpo_lightning.rollout.batch import PackedBatch
-from grpo_lightning.rollout.collector import with_advantages
 from grpo_lightning.rollout.engine import CheckedEngine, EngineSpec, RolloutEngine
+from grpo_lightning.rollout.episode import Group
+from grpo_lightning.rollout.episode_settings import EpisodeSettings
 from grpo_lightning.rollout.evaluation import Scores, greedy_scores, sampled_scores
 from grpo_lightning.rollout.loader import BatchLoader
 from grpo_lightning.rollout.metrics import rollout_metrics
 from grpo_lightning.rollout.micro_batches import Layout
+from grpo_lightning.rollout.probe import probe
 from grpo_lightning.rollout.prompts import PromptEncoder, PromptSettings
 from grpo_lightning.rollout.rollout import Origin, Rollout, make_rollouts
 from grpo_lightning.rollout.sampler import Sampler
@@ -29,7 +34,7 @@ from grpo_lightning.rollout.schedule import RolloutSchedule
 from grpo_lightning.rollout.state import rollout_from_state
 from grpo_lightning.rollout.sync import sync_engine
 from grpo_lightning.rollout.task_batch import TaskBatch, task_loader
-from grpo_lightning.rollout.types import Group, Task
+from grpo_lightning.rollout.types import Task
 from grpo_lightning.rollout.validation import validate_rollout
 from grpo_lightning.rollout.vllm_engine import VLLMEngine
 from grpo_lightning.tasks import TaskSource, hold_out, shuffled
@@ -52,8 +57,13 @@ class RolloutDataModule(LightningDataModule):
     Args:
         tasks: Where prompts come from.
         rewards: One reward function or several: ``f(completion, **fields) -> float | None``, plain or async, given
-            fields of the task by parameter name. On the command line, import paths.
+            fields of the task by parameter name. On the command line, import paths. None if an environment gives all
+            rewards.
+        environment: What makes the environment of each episode: a class of `Environment`, a ``functools.partial`` of
+            one, or a dictionary of such by `Task.env`. Without it each task is answered once.
+        episodes: Limits and choices of multi-turn episodes.
         engine: What generates: `VLLMEngine` (default) or `TransformersEngine`.
+        engine_restarts: How often in one rollout an engine that died is started again; finished episodes are kept.
         val_tasks: Held-out tasks. Give these or ``val_size``.
         val_size: Held-out tasks to take from ``tasks``, drawn by ``seed``.
         prompts_per_rollout: Tasks of one epoch.
@@ -89,9 +99,12 @@ class RolloutDataModule(LightningDataModule):
     def __init__(
         self,
         tasks: TaskSource,
-        rewards: list[Callable[..., Any]] | Callable[..., Any],
+        rewards: list[Callable[..., Any]] | Callable[..., Any] | None = None,
         *,
+        environment: EnvironmentFactory | dict[str, EnvironmentFactory] | None = None,
+        episodes: EpisodeSettings | None = None,
         engine: RolloutEngine | None = None,
+        engine_restarts: int = 1,
         val_tasks: TaskSource | None = None,
         val_size: int = 0,
         prompts_per_rollout: int = 16,
@@ -134,6 +147,8 @@ class RolloutDataModule(LightningDataModule):
         )
         if predict_temperature < 0:
             raise ConfigurationError(f"expected predict_temperature >= 0, but got {predict_temperature}")
+        if engine_restarts < 0:
+            raise ConfigurationError(f"expected engine_restarts >= 0, but got {engine_restarts}")
         if val_samples != 0 and val_samples < 2:
             raise ConfigurationError(
                 f"expected val_samples to be 0 (greedy answers only) or at least 2, but got {val_samples}"
@@ -153,8 +168,17 @@ class RolloutDataModule(LightningDataModule):
         self.tasks = tasks
         self.val_tasks = val_tasks
         self.engine: RolloutEngine = VLLMEngine() if engine is None else engine
+        functions = rewards if isinstance(rewards, list) else [] if rewards is None else [rewards]
+        if not functions and environment is None:
+            raise ConfigurationError(
+                "expected at least one reward function, or an environment that gives rewards, but got neither"
+            )
+        self.environments = as_environments(environment)
+        self.multi_turn = environment is not None
+        self.episodes = episodes or EpisodeSettings()
+        self.engine_restarts = engine_restarts
         self.scorer = Scorer(
-            rewards if isinstance(rewards, list) else [rewards],
+            functions,
             weights=reward_weights,
             timeout=reward_timeout,
             on_error=reward_errors,
@@ -219,17 +243,50 @@ class RolloutDataModule(LightningDataModule):
         self._sync_seconds = 0.0
         encoder = self.check(module, trainer, stage)
         self._sampler = Sampler(
-            self.engine,
-            encoder,
+            engine=self.engine,
+            encoder=encoder,
+            environments=self.environments,
+            pays=self.multi_turn,
+            episodes=self.episodes,
+            max_context=self.max_context(module.model_name),
             max_tokens=self.max_tokens,
             stop=self._stop,
-            bad_words=self._bad_words,
+            banned_token_ids=encoder.banned_token_ids(self._bad_words),
             seed=self.seed,
+            restarts=self.engine_restarts,
+            restart=self._restart_engine,
         )
         spec = self._engine_spec(module)
         processes().from_first(lambda: self.engine.start(spec))
         if stage == "fit":
             rank_zero_info(self._arithmetic(trainer))
+
+    def _restart_engine(self) -> None:
+        self.engine.close()
+        self.engine.start(self._engine_spec(self._module()))
+        self.ensure_synced()
+
+    def max_context(self, model: str) -> int:
+        """Longest context of an episode with a model, in tokens.
+
+        Args:
+            model: Directory or hub name of the model.
+
+        Raises:
+            ConfigurationError: If the model's context is shorter.
+        """
+        single = self.max_prompt_tokens + self.max_tokens
+        if not self.multi_turn:
+            return single
+        own = model_context(require_model(model))
+        if self.episodes.max_context is None:
+            most = self.max_prompt_tokens + 2 * self.episodes.max_turns * self.max_tokens
+            return max(single, most if own is None else min(own, most))
+        if own is not None and self.episodes.max_context > own:
+            raise ConfigurationError(
+                f"expected episodes.max_context <= {own}, the model's context, but got {self.episodes.max_context}"
+            )
+        return self.episodes.max_context
 
     def check(self, module: "GRPOModule", trainer: Any, stage: str = "fit") -> PromptEncoder:
         """Refuse what could not work, as far as that is known without weights and engine.
@@ -262,7 +319,7 @@ class RolloutDataModule(LightningDataModule):
         return EngineSpec(
             model=module.model_name,
             lora_rank=module.adapter_rank,
-            max_length=self.max_prompt_tokens + self.max_tokens,
+            max_length=self.max_context(module.model_name),
             max_concurrency=max(
                 self.prompts_per_rollout * self.samples_per_prompt,
                 min(self.val_batch_size, len(self.val_tasks or ())) * max(1, self.val_samples),
@@ -285,8 +342,11 @@ class RolloutDataModule(LightningDataModule):
         encoder = PromptEncoder(model, self.max_prompt_tokens, self._prompts)
         encoder.banned_token_ids(self._bad_words)
         for tasks in [self.predict_tasks] if stage == "predict" else [self.tasks, self.val_tasks]:
-            if tasks is not None:
+            if tasks is not None and tasks[0].messages:
                 encoder.check(tasks)
+            if tasks is not None and self.multi_turn:
+                task = tasks[0]
+                processes().from_first(lambda task=task: probe(self.environments, task, encoder, self.episodes))
         return encoder
 
     def plan(self, trainer: Any) -> BatchPlan:
@@ -401,9 +461,9 @@ class RolloutDataModule(LightningDataModule):
             key=self._schedule.rollouts,
         )
         validate_rollout(groups)
-        groups = with_advantages(groups)
+        groups = with_advantages(groups, self.episodes.advantage)
         seconds = time.perf_counter() - begin
-        metrics = rollout_metrics(groups) | {
+        metrics = rollout_metrics(groups, self.multi_turn) | {
             "time/rollout_seconds": seconds,
             "time/sync_seconds": self._sync_seconds,
             "sync/version": float(self.engine.policy_version),
@@ -506,6 +566,25 @@ class RolloutDataModule(LightningDataModule):
                 f"expected a GRPOModule beside {type(self).__name__}, but got {type(module).__name__}"
             )
         return module
+
+
+def as_environments(
+    environment: EnvironmentFactory | dict[str, EnvironmentFactory] | None,
+) -> Mapping[str, EnvironmentFactory]:
+    """How environments are made, by `Task.env`.
+
+    Raises:
+        ConfigurationError: If something given makes no environments.
+    """
+    if environment is None:
+        # Tasks may say what they like: there is one way to answer them.
+        return defaultdict(lambda: SingleTurn)
+    if not isinstance(environment, dict):
+        return defaultdict(lambda: environment, {"": environment})
+    for name, factory in environment.items():
+        if not callable(factory):
+            raise ConfigurationError(f"expected environment {name!r} to be a class or a function, but got {factory!r}")
+    return environment
 
 
 def _texts(name: str, values: list[str] | str | None) -> tuple[str, ...]:

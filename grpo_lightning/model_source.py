@@ -43,6 +43,18 @@ def require_model(model: str) -> Any:
         raise ConfigurationError(f"transformers {__version__} cannot load {model}: {error}") from error
 
 
+def model_context(config: Any) -> int | None:
+    """Longest sequence that a model takes, in tokens; None if its configuration does not tell.
+
+    Args:
+        config: The Hugging Face configuration of the model.
+    """
+    text = config.get_text_config()
+    context: int | None = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    return None if rope.get("rope_type") in _EXTENDING_ROPE else context or None
+
+
 def require_context(config: Any, max_prompt_tokens: int, max_tokens: int) -> None:
     """Refuse sequences that are longer than the model's context.
 
@@ -54,10 +66,8 @@ def require_context(config: Any, max_prompt_tokens: int, max_tokens: int) -> Non
     Raises:
         ConfigurationError: With the numbers, and the largest ``max_tokens`` that fits.
     """
-    text = config.get_text_config()
-    context = getattr(text, "max_position_embeddings", None)
-    rope = getattr(text, "rope_parameters", None) or {}
-    if not context or rope.get("rope_type") in _EXTENDING_ROPE or max_prompt_tokens + max_tokens <= context:
+    context = model_context(config)
+    if context is None or max_prompt_tokens + max_tokens <= context:
         return
     fits = context - max_prompt_tokens
     fix = f"set max_tokens to at most {fits}, or lower" if fits > 0 else "lower"

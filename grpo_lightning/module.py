@@ -40,8 +40,8 @@ from grpo_lightning.model_source import expanded
 from grpo_lightning.policy import Policy
 from grpo_lightning.redact import redact, redact_hyperparameters
 from grpo_lightning.rollout.batch import PackedBatch
+from grpo_lightning.rollout.episode import Predictions
 from grpo_lightning.rollout.task_batch import TaskBatch
-from grpo_lightning.rollout.types import Predictions
 from grpo_lightning.trainer_check import epoch_updates
 
 
@@ -249,6 +249,7 @@ class GRPOModule(LightningModule):
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that Lightning's and DDP's averages give the exact global mean."""
+        batch.require_sampled()
         logprobs, entropy = self.policy.token_logprobs(batch)
         surrogate = clipped_surrogate(
             logprobs,

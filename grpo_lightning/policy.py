@@ -236,7 +236,7 @@ def no_sharing(config: Any, implementation: str) -> str | None:
 
 
 def unpack(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lay a packed batch out as one sequence a row: prompt and own completion, padded on the right with 0.
+    """Lay a packed batch out as one sequence a row: prompt and own tokens, padded on the right with 0.
 
     Returns:
         Tokens ``[S, L]``, lengths ``[S]``, and for each sampled token its line and the position of the hidden
@@ -245,13 +245,16 @@ def unpack(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = int(batch.sequence_index.max()) + 1 if batch.num_targets else 0
     rows = batch.row_ids.new_zeros(count)
     rows[batch.sequence_index] = batch.row_ids[batch.target_index]
-    lines, positions = [], torch.zeros_like(batch.target_index)
+    lines = []
     for line in range(count):
         prompt = batch.input_ids[(batch.row_ids == rows[line]) & (batch.sequence_ids < 0)]
-        mine = batch.sequence_index == line
         lines.append(torch.cat([prompt, batch.input_ids[batch.sequence_ids == line]]))
-        positions[mine] = len(prompt) - 1 + torch.arange(int(mine.sum()), device=mine.device)
     if not lines:
         lines = [batch.input_ids]
     lengths = torch.tensor([len(line) for line in lines], device=batch.input_ids.device)
-    return nn.utils.rnn.pad_sequence(lines, batch_first=True), lengths, batch.sequence_index, positions
+    return (
+        nn.utils.rnn.pad_sequence(lines, batch_first=True),
+        lengths,
+        batch.sequence_index,
+        batch.position_ids[batch.target_index],
+    )

@@ -7,9 +7,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from grpo_lightning.errors import RolloutError
+from grpo_lightning.rollout.continuation import Continuation
 from grpo_lightning.rollout.engine import CURRENT, Adapter, Current, EngineSpec, require_directory
+from grpo_lightning.rollout.episode import Episode, Group, Turn
+from grpo_lightning.rollout.ledger import Ledger, Source
 from grpo_lightning.rollout.loop import EventLoopThread
-from grpo_lightning.rollout.types import Action, AdapterRef, Generation, Group, Sample, SamplingSettings, Task
+from grpo_lightning.rollout.types import Action, AdapterRef, Generation, SamplingSettings, Task
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 SPECIAL_TOKENS = (PAD, EOS, UNKNOWN)
@@ -53,6 +56,42 @@ def random_generation(
         tokens[-1] = min(stops)
     logprobs = [math.log(rng.uniform(0.05, 0.95)) for _ in tokens]
     return Generation(tuple(tokens), tuple(logprobs), "stop" if stopped else "length", version)
+
+
+class FakeChat:
+    """What a `Player` needs of a `PromptEncoder`, on the tiny vocabulary: each message is ``<r text>``.
+
+    Turns end with EOS; the answer begins behind ``<a ``.
+    """
+
+    stop_token_ids = (EOS_ID,)
+
+    def first(self, messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[int]:
+        return encode("".join(f"<{m['role'][0]} {m['content']}>" for m in messages) + "<a ")
+
+    def prompt(self, name: str, messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[int]:
+        return self.first(messages, tools)
+
+    def continuation(
+        self, completion_ids: Sequence[int], messages: Sequence[Any], tools: Sequence[Any] = ()
+    ) -> Continuation:
+        ended = bool(completion_ids) and completion_ids[-1] == EOS_ID
+        return Continuation(() if ended else (EOS_ID,), tuple(encode(">") + self.first(messages)))
+
+    def shows_tools(self, tools: Sequence[Any]) -> bool:
+        return False
+
+    def with_system_prompt(self, messages: Sequence[Any]) -> Sequence[Any]:
+        return messages
+
+    def forced(self, text: str) -> list[int]:
+        return [*encode(text), EOS_ID]
+
+    def is_extension(self, ledger_ids: Sequence[int], messages: Sequence[Any], tools: Sequence[Any] = ()) -> bool:
+        return "<think>" not in decode(ledger_ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return decode(token_ids)
 
 
 def constant_scores(token_ids: Sequence[int], version: int) -> list[float]:
@@ -152,24 +191,29 @@ def make_task(name: str = "task", **data: Any) -> Task:
     return Task(name, ({"role": "user", "content": f"{name}?"},), data)
 
 
-def make_sample(
+def make_episode(
     tokens: Sequence[int],
     reward: float | None = 1.0,
     *,
+    prompt: Sequence[int] = (4, 5),
     logprobs: Sequence[float] | None = None,
     finish_reason: Any = "stop",
     version: int = 0,
-    forced: bool = False,
     rewards: dict[str, float | None] | None = None,
-) -> Sample:
-    """A finished episode; its logprobs follow from its tokens unless given."""
+) -> Episode:
+    """A finished episode of one turn; its logprobs follow from its tokens unless given."""
     values = tuple(-0.1 - 0.01 * t for t in tokens) if logprobs is None else tuple(logprobs)
-    action = Action("".join(map(str, tokens)), tuple(tokens), values, sum(values), forced, finish_reason, version)
-    return Sample(action, {"reward": reward} if rewards is None else rewards, reward)
+    action = Action("".join(map(str, tokens)), tuple(tokens), values, sum(values), False, finish_reason, version)
+    return Episode(
+        (Turn(({"role": "user", "content": "?"},), action),),
+        (Ledger.of_prompt(prompt).extended(tokens, Source.SAMPLED, 0, values, version),),
+        {"reward": reward} if rewards is None else rewards,
+        reward,
+        "truncated" if finish_reason == "length" else "terminated",
+    )
 
 
-def make_group(
-    prompt: Sequence[int], samples: Sequence[Sample], advantages: Sequence[float] = (), name: str = "task"
-) -> Group:
-    """A group of finished episodes."""
-    return Group(make_task(name), tuple(prompt), tuple(samples), tuple(advantages))
+def make_group(episodes: Sequence[Episode], advantages: Sequence[float] = (), name: str = "task") -> Group:
+    """A group of finished episodes, with one advantage for each."""
+    values = tuple((a,) * len(e.turns) for a, e in zip(advantages, episodes, strict=False))
+    return Group(make_task(name), tuple(episodes), values)

@@ -57,7 +57,9 @@ def _memory(module: GRPOModule, data: RolloutDataModule, trainer: Trainer) -> st
         estimate = estimate_memory(
             config,
             module.adapter_config,
-            BatchShape(rows, plan.samples, data.max_prompt_tokens, data.max_tokens),
+            BatchShape(
+                rows, plan.samples, data.max_prompt_tokens, data.max_context(module.model_name) - data.max_prompt_tokens
+            ),
             # A "true" precision of Lightning converts the model that was loaded.
             dtype=_CONVERTED.get(trainer.precision) or _dtype(settings["dtype"], own),
             gradient_checkpointing=settings["gradient_checkpointing"],

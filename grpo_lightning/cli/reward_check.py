@@ -11,6 +11,7 @@ from typing import Any
 from grpo_lightning.cli.lightning_command import check_config_files
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rewards.scorer import Scorer
+from grpo_lightning.rollout.episode import said
 from grpo_lightning.rollout.types import Task
 
 KINDS = ("gold", "wrong", "empty")
@@ -105,7 +106,7 @@ def check(scorer: Scorer, tasks: Sequence[Task]) -> list[Result]:
 
 def _check_one(runner: asyncio.Runner, scorer: Scorer, name: str, tasks: Sequence[Task]) -> list[Result]:
     def score(task: Task, completion: str) -> float | None:
-        rewards, _, _ = runner.run(scorer.score(task, completion))
+        rewards = runner.run(scorer.score(task, said(task, completion))).rewards
         return rewards[name]
 
     rendering = _best_rendering(score, tasks)

@@ -16,9 +16,8 @@ class MicroBatchEvidence:
     """Sampled tokens of one or several micro-batches, fillers left out, on the CPU, without gradient.
 
     Attributes:
-        batch_index: Position of the micro-batch in its rollout, over all processes, int64 ``[N]``.
-        token_index: Position of the token in its micro-batch, int64 ``[N]``.
-        sequence: Number of its sequence, unique within the update, int64 ``[N]``.
+        ledger_index: Row of the token among all ledger rows of its rollout, int64 ``[N]``.
+        sequence: Its sequence, named by the ledger row of the first token sampled in it, int64 ``[N]``.
         first_of_rollout: Whether its micro-batch was the first after sampling, bool ``[N]``.
         logprobs: Under the current policy, float64 ``[N]``.
         log_ratio: The log-ratio that the loss used, before clipping, float64 ``[N]``.
@@ -31,8 +30,7 @@ class MicroBatchEvidence:
         reference_kl: k3 to the reference, nats, float64 ``[N]``; NaN if it was not computed.
     """
 
-    batch_index: Tensor
-    token_index: Tensor
+    ledger_index: Tensor
     sequence: Tensor
     first_of_rollout: Tensor
     logprobs: Tensor
@@ -50,9 +48,5 @@ class MicroBatchEvidence:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """All tokens of an update's micro-batches, with sequences numbered apart."""
-        joined = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)}
-        # Sequence numbers restart in every micro-batch.
-        pairs = torch.stack([joined["batch_index"], joined["sequence"]], dim=1)
-        joined["sequence"] = torch.unique(pairs, dim=0, return_inverse=True)[1]
-        return cls(**joined)
+        """All tokens of several micro-batches."""
+        return cls(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)})

@@ -50,13 +50,15 @@ def micro_batch_evidence(
     real = (batch.loss_weight > 0).cpu()
     count = int(real.sum())
 
+    first_row = torch.full_like(batch.ledger_index, torch.iinfo(torch.int64).max)
+    first_row.scatter_reduce_(0, batch.sequence_index, batch.ledger_index, "amin")
+
     def keep(values: Tensor) -> Tensor:
         return values.detach().cpu()[real]
 
     return MicroBatchEvidence(
-        batch_index=torch.full((count,), batch.index),
-        token_index=torch.arange(len(real))[real],
-        sequence=keep(batch.sequence_index),
+        ledger_index=keep(batch.ledger_index),
+        sequence=keep(first_row[batch.sequence_index]),
         first_of_rollout=torch.full((count,), batch.first_of_rollout),
         logprobs=keep(logprobs).double(),
         log_ratio=keep(loss.log_ratio).double(),

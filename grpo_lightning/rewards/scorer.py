@@ -1,36 +1,51 @@
 """Calling reward functions: arguments by name, a time limit, checked results, a weighted sum."""
 
 import asyncio
-import contextlib
 import copy
 import inspect
 import math
 import re
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from grpo_lightning.errors import ConfigurationError, RewardError
+from grpo_lightning.rollout.episode import ENVIRONMENT_REWARD, Episode
 from grpo_lightning.rollout.types import Message, Task
+from grpo_lightning.threads import call, described
 
 RewardFunction = Callable[..., Any]
 """``f(completion, **fields) -> float | None``, plain or async.
 
-It receives the completion's text and, by parameter name, fields of the task's data, ``prompt`` (the messages)
-or ``task_id``. None means that it does not apply to this task.
+It receives the text of the last turn and, by parameter name, fields of the task's data, ``prompt`` (the task's
+messages), ``task_id`` or ``episode`` (the whole `Episode`). None means that it does not apply to this task.
 """
 
 
-RESERVED_NAMES = {"mean", "std", "failed"}
+RESERVED_NAMES = {"mean", "std", "failed", ENVIRONMENT_REWARD}
 """Names of metrics under ``reward/`` that a reward function may not have."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the reward functions say of one episode.
+
+    Attributes:
+        rewards: Raw value of each by name; None where it does not apply.
+        total: Weighted sum of those that apply; None if none does.
+        failure: Why the episode cannot be scored.
+    """
+
+    rewards: Mapping[str, float | None]
+    total: float | None
+    failure: str | None = None
 
 
 class Scorer:
     """Several reward functions with weights.
 
     Args:
-        functions: The reward functions.
+        functions: The reward functions; none where an environment gives all rewards.
         weights: Weight of each in the sum; 1 each if omitted.
         timeout: Seconds that one call may take.
         on_error: ``"raise"`` stops the run when a function raises or runs out of time; ``"skip"`` takes the
@@ -45,8 +60,6 @@ class Scorer:
         timeout: float = 30.0,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        if not functions:
-            raise ConfigurationError("expected at least one reward function, but got none")
         if weights is not None and len(weights) != len(functions):
             raise ConfigurationError(f"expected one weight per reward, but got {len(weights)} for {len(functions)}")
         if not timeout > 0:
@@ -100,17 +113,19 @@ class Scorer:
         scorer._on_error = "raise"
         return scorer
 
-    async def score(self, task: Task, completion: str) -> tuple[dict[str, float | None], float | None, str | None]:
+    async def score(self, task: Task, episode: Episode) -> Score:
         """Call every function.
 
-        Returns:
-            Each reward by name, the weighted sum of those that apply (None if none does), and why there is none.
+        Args:
+            task: The task.
+            episode: The episode, not scored yet.
 
         Raises:
             RewardError: If a function returns something that is no reward; if it raises or runs out of time and
                 errors are not skipped.
         """
-        fields = _fields(task)
+        completion = episode.text
+        fields = _fields(task) | {"episode": episode}
         rewards: dict[str, float | None] = {}
         failures = []
         for name, function in self._functions.items():
@@ -121,7 +136,7 @@ class Scorer:
                 if limit.expired():
                     failures.append(f"reward {name!r} took longer than {self._timeout:g} s on task {task.id!r}")
                     continue
-                message = f"reward {name!r} raised {_described(error)} on task {task.id!r}, completion {completion!r}"
+                message = f"reward {name!r} raised {described(error)} on task {task.id!r}, completion {completion!r}"
                 if self._on_error == "raise":
                     raise RewardError(message) from error
                 failures.append(message)
@@ -130,18 +145,16 @@ class Scorer:
         if failures:
             if self._on_error == "raise":
                 raise RewardError(failures[0] + ". Raise reward_timeout, or set reward_errors to 'skip'.")
-            return rewards, None, "; ".join(failures)
+            return Score(rewards, None, "; ".join(failures))
         values = [self._weights[name] * value for name, value in rewards.items() if value is not None]
-        if not values:
-            return rewards, None, "no reward applies to this task"
-        return rewards, math.fsum(values), None
+        return Score(rewards, math.fsum(values) if values else None)
 
 
 def _missing_fields(name: str, function: RewardFunction, task: Task) -> list[str]:
     parameters = list(inspect.signature(function).parameters.values())
     if not parameters:
         raise ConfigurationError(f"expected reward {name!r} to take the completion, but it takes no argument")
-    fields = _fields(task)
+    fields = {*_fields(task), "episode"}
     return [
         p.name
         for p in parameters[1:]
@@ -155,60 +168,7 @@ async def _call(function: RewardFunction, completion: str, fields: Mapping[str, 
         arguments = {name: value for name, value in fields.items() if name != first.name}
     else:
         arguments = {p.name: fields[p.name] for p in parameters if p.name in fields}
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
-        try:
-            return await function(completion, **arguments)
-        except (SystemExit, KeyboardInterrupt) as error:
-            raise _contained(error) from error
-    result = await _in_daemon_thread(partial(function, completion, **arguments))
-    return await result if inspect.isawaitable(result) else result
-
-
-async def _in_daemon_thread(call: Callable[[], Any]) -> Any:
-    """Run a blocking call without holding up the loop.
-
-    A call that runs out of time cannot be stopped. In an executor's thread it would keep the interpreter from
-    exiting; a daemon thread is left behind.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-
-    def work() -> None:
-        result: Any = None
-        error: Exception | None = None
-        try:
-            result = call()
-        except BaseException as caught:
-            error = caught if isinstance(caught, Exception) else _contained(caught)
-            if isinstance(error, StopIteration):
-                # A future cannot carry it.
-                error = _contained(error)
-        # The loop is closed if the run ended meanwhile.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=work, daemon=True, name="grpo-lightning-reward").start()
-    return await future
-
-
-class _Contained(RuntimeError):
-    """What would end the event loop, as an error of the reward: model-written code calls ``exit()``."""
-
-
-def _contained(error: BaseException) -> _Contained:
-    return _Contained(_described(error))
-
-
-def _described(error: BaseException) -> str:
-    return str(error) if isinstance(error, _Contained) else f"{type(error).__name__}: {error}"
+    return await call(function, completion, **arguments)
 
 
 def _fields(task: Task) -> dict[str, Any]:

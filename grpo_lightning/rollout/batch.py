@@ -1,14 +1,17 @@
 """The packed batch that the trainer computes on.
 
-Shapes: ``T`` input tokens, ``R`` rows (a shared prompt and its completions), ``S`` sequences (completions),
-``N`` sampled tokens.
+Shapes: ``T`` input tokens, ``R`` rows (a shared prompt and its sequences), ``S`` sequences, ``N`` sampled tokens.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
+
+from grpo_lightning.errors import LedgerError
+from grpo_lightning.rollout.ledger import Source
 
 PROMPT = -1
 """`PackedBatch.sequence_ids` of prompt tokens."""
@@ -23,14 +26,18 @@ _PER_TARGET = (
     "advantages",
     "loss_weight",
     "policy_version",
+    "turn",
+    "source",
+    "ledger_index",
 )
 
 
 class PackedBatch:
-    """One micro-batch: rows laid end to end, each a prompt once and then its completions, without padding.
+    """One micro-batch: rows laid end to end, each a prompt once and then its sequences, without padding.
 
-    A completion's tokens see the prompt of their row and their own earlier tokens. The last token of a
-    completion predicts nothing, so it is not among the inputs. Sampled tokens stand in row order.
+    A sequence is what follows the prompt in one episode: what the policy sampled, and between its turns what the
+    environment said and what was forced. Its tokens see the prompt of their row and their own earlier tokens. Its last
+    token predicts nothing, so it is not among the inputs. Only sampled tokens are targets; they stand in row order.
 
     Attributes:
         input_ids: Tokens, int64 ``[T]``.
@@ -44,6 +51,9 @@ class PackedBatch:
         advantages: Advantage of each sampled token, float32 ``[N]``.
         loss_weight: Weight in the loss of the whole optimizer step, float32 ``[N]``; 0 in fillers.
         policy_version: Version that sampled each token, int64 ``[N]``.
+        turn: Turn of its episode that each sampled token belongs to, int64 ``[N]``.
+        source: `Source` of each target as its ledger has it, int8 ``[N]``.
+        ledger_index: Row of each target among all ledger rows of the rollout, int64 ``[N]``.
         temperature: Sampling temperature.
         banned_token_ids: Tokens that could not be sampled.
         index: Position of this micro-batch in the rollout; -1 if it belongs to none.
@@ -61,6 +71,9 @@ class PackedBatch:
     advantages: Tensor
     loss_weight: Tensor
     policy_version: Tensor
+    turn: Tensor
+    source: Tensor
+    ledger_index: Tensor
     temperature: float
     banned_token_ids: tuple[int, ...]
     index: int
@@ -82,6 +95,9 @@ class PackedBatch:
         advantages: Tensor,
         loss_weight: Tensor,
         policy_version: Tensor,
+        turn: Tensor,
+        source: Tensor,
+        ledger_index: Tensor,
         temperature: float,
         banned_token_ids: tuple[int, ...] = (),
         index: int = -1,
@@ -108,6 +124,21 @@ class PackedBatch:
 
     def _map(self, function: Callable[[Tensor], Tensor], names: tuple[str, ...]) -> Self:
         return self.replace(**{name: function(self.__dict__[name]) for name in names})
+
+    def require_sampled(self) -> None:
+        """Refuse targets that the policy did not sample.
+
+        Raises:
+            LedgerError: Naming their sources.
+        """
+        foreign = self.source[self.source != Source.SAMPLED].tolist()
+        if foreign:
+            counts = Counter(Source(value).name.lower() for value in foreign)
+            raise LedgerError(
+                f"{len(foreign)} of {self.num_targets} tokens in the loss were not sampled by the policy: "
+                f"{', '.join(f'{count} {name}' for name, count in counts.items())}. Training on them would teach the "
+                "policy what it never chose; only tokens of source 'sampled' may be targets"
+            )
 
     @property
     def num_tokens(self) -> int:

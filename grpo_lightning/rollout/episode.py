@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from grpo_lightning.errors import LedgerError, RolloutError
-from grpo_lightning.rollout.ledger import Ledger, Source
+from grpo_lightning.rollout.ledger import NO_VERSION, Ledger, Source
 from grpo_lightning.rollout.types import Action, Message, Task
 
 EpisodeStatus = Literal["terminated", "truncated", "error"]
@@ -81,6 +81,16 @@ class Episode:
     def count(self, source: Source) -> int:
         """Tokens of one source, in all of its ledgers."""
         return sum(ledger.count(source) for ledger in self.ledgers)
+
+
+def said(task: Task, text: str) -> Episode:
+    """An episode of one answer of which nothing but the text is known, for trying rewards.
+
+    Args:
+        task: What it answers.
+        text: The answer.
+    """
+    return Episode((Turn(task.messages, Action(text, (), (), 0.0, False, "stop", NO_VERSION)),), (), {}, None)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class EpisodeSettings:
         step_timeout: Seconds that one call of the environment may take, before the episode counts as broken.
         stall_warning: Seconds after which a call of the environment that is not over is reported.
         retries: How often a broken episode is begun again from its seed before it is left out.
-        concurrency: Most environments of a kind that are open at once.
+        concurrency: Most environments of a kind that are open at once; no limit by default.
         invalid_action: What follows an action that the environment cannot read: its error ``"message"`` goes back to
             the policy, the environment's ``"default"`` action is made in the policy's place, or the episode comes to
             its ``"end"``.
@@ -41,7 +41,7 @@ class EpisodeSettings:
     step_timeout: float = 60.0
     stall_warning: float = 20.0
     retries: int = 2
-    concurrency: int = 64
+    concurrency: int | None = None
     invalid_action: Literal["message", "default", "end"] = "message"
     truncated_action: Literal["end", "step"] = "end"
     thinking: Literal["keep", "split"] = "keep"

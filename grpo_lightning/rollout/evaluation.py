@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 
 from grpo_lightning.functional.pass_at_k import pass_at_k
-from grpo_lightning.rollout.types import Group, Sample
+from grpo_lightning.rollout.episode import Episode, Group
 
 Scores = dict[str, list[float]]
 """Values by name, each of the tasks that the name applies to."""
 
 
 def greedy_scores(groups: Sequence[Group], reward_names: Sequence[str], success_reward: float) -> Scores:
-    """Scores of one greedy answer a task.
+    """Scores of one greedy episode a task.
 
     Args:
-        groups: Held-out tasks with one sample each.
+        groups: Held-out tasks with one episode each.
         reward_names: The reward functions.
         success_reward: Reward from which on an answer is correct.
 
@@ -21,30 +21,30 @@ def greedy_scores(groups: Sequence[Group], reward_names: Sequence[str], success_
         ``reward`` (weighted sum) and ``reward_<name>``, of the tasks they apply to; ``accuracy`` (0 or 1) of every
         task.
     """
-    samples = [group.samples[0] for group in groups]
+    episodes = [group.episodes[0] for group in groups]
     scores = {
-        "reward": [s.reward for s in samples if s.reward is not None],
-        "accuracy": [float(_is_correct(s, success_reward)) for s in samples],
+        "reward": [e.reward for e in episodes if e.reward is not None],
+        "accuracy": [float(_is_correct(e, success_reward)) for e in episodes],
     }
-    for name in reward_names:
-        scores[f"reward_{name}"] = [v for s in samples if (v := s.rewards.get(name)) is not None]
+    for name in dict.fromkeys([*reward_names, *(name for e in episodes for name in e.rewards)]):
+        scores[f"reward_{name}"] = [v for e in episodes if (v := e.rewards.get(name)) is not None]
     return scores
 
 
 def sampled_scores(groups: Sequence[Group], success_reward: float) -> Scores:
-    """Scores of several sampled answers a task.
+    """Scores of several sampled episodes a task.
 
     Args:
-        groups: Held-out tasks with ``n >= 2`` samples each, the same number everywhere.
+        groups: Held-out tasks with ``n >= 2`` episodes each, the same number everywhere.
         success_reward: Reward from which on an answer is correct.
 
     Returns:
-        Of every task ``avg_at_<n>``, the share of correct samples, and ``pass_at_<k>`` for ``k`` of `pass_sizes`.
+        Of every task ``avg_at_<n>``, the share of correct ones, and ``pass_at_<k>`` for ``k`` of `pass_sizes`.
     """
     scores: Scores = {}
     for group in groups:
-        n = len(group.samples)
-        correct = sum(_is_correct(s, success_reward) for s in group.samples)
+        n = len(group.episodes)
+        correct = sum(_is_correct(episode, success_reward) for episode in group.episodes)
         scores.setdefault(f"avg_at_{n}", []).append(correct / n)
         for k in pass_sizes(n):
             scores.setdefault(f"pass_at_{k}", []).append(pass_at_k(correct, n, k))
@@ -56,6 +56,6 @@ def pass_sizes(samples: int) -> list[int]:
     return sorted({2**power for power in range(1, samples.bit_length())} | {samples})
 
 
-def _is_correct(sample: Sample, success_reward: float) -> bool:
+def _is_correct(episode: Episode, success_reward: float) -> bool:
     # An answer that cannot be scored is not correct.
-    return sample.reward is not None and sample.reward >= success_reward
+    return episode.reward is not None and episode.reward >= success_reward

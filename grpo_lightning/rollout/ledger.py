@@ -13,7 +13,7 @@ from grpo_lightning.errors import LedgerError
 NO_VERSION = -1
 """`Ledger.policy_version` of tokens that no policy sampled."""
 
-_POSITIVE_TOLERANCE = 1e-3
+POSITIVE_TOLERANCE = 1e-3
 """A log-probability may exceed 0 by rounding, not by more."""
 
 
@@ -72,7 +72,7 @@ class Ledger:
         if (self.token_ids < 0).any():
             raise LedgerError(f"expected token ids >= 0, but got {int(self.token_ids.min())}")
         sampled = self.sampled
-        wrong = sampled & ~(np.isfinite(self.logprobs) & (self.logprobs <= _POSITIVE_TOLERANCE))
+        wrong = sampled & ~(np.isfinite(self.logprobs) & (self.logprobs <= POSITIVE_TOLERANCE))
         if wrong.any():
             raise LedgerError(
                 f"expected a finite logprob <= 0 of each sampled token, but {int(wrong.sum())} of {int(sampled.sum())} "

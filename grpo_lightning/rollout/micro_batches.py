@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from grpo_lightning.errors import ConfigurationError, RolloutError
 from grpo_lightning.rollout.batch import PackedBatch
-from grpo_lightning.rollout.packing import TokenWeights, filler_row, pack, split_rows, usable_rows
-from grpo_lightning.rollout.types import Group, SamplingSettings
+from grpo_lightning.rollout.episode import Group
+from grpo_lightning.rollout.packing import TokenWeights, filler_row, locate, pack, split_rows, usable_rows
+from grpo_lightning.rollout.types import SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def cut(
     Args:
         groups: The rollout, with advantages.
         layout: Into what.
-        token_weights: Loss weights from the lengths of an optimizer step's completions.
+        token_weights: Loss weights from the sampled tokens of an optimizer step's episodes.
         sampling: How it was sampled.
 
     Returns:
@@ -56,12 +57,13 @@ def cut(
         RolloutError: If no group can be trained on.
     """
     per_update = len(groups) // layout.updates
-    steps = [usable_rows(groups[i : i + per_update], token_weights) for i in range(0, len(groups), per_update)]
+    located = locate(groups)
+    steps = [usable_rows(located[i : i + per_update], token_weights) for i in range(0, len(groups), per_update)]
     some_rows = [row for rows in steps for row in rows]
     if not some_rows:
-        reasons = Counter(s.failure for g in groups for s in g.samples if s.failure)
+        reasons = Counter(e.failure for g in groups for e in g.episodes if e.failure)
         raise RolloutError(
-            f"none of the {len(groups)} groups can be trained on: each needs two samples with a reward. "
+            f"none of the {len(groups)} groups can be trained on: each needs two episodes with a reward. "
             + "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
         )
     # An update whose groups were all dropped still has its micro-batches, of weight 0.

@@ -1,39 +1,44 @@
-"""From trajectories to packed micro-batches: pure functions of what was sampled."""
+"""From the ledgers of a rollout to packed micro-batches: pure functions of what was sampled."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from grpo_lightning.rollout.batch import PROMPT, PackedBatch
-from grpo_lightning.rollout.types import Group
+from grpo_lightning.rollout.episode import Episode, Group
+from grpo_lightning.rollout.ledger import Ledger
 
 TokenWeights = Callable[[Sequence[int]], list[float]]
-"""From the lengths of all completions of an optimizer step to the loss weight of a token in each."""
+"""From the numbers of sampled tokens of all episodes of an optimizer step to the loss weight of a token in each."""
 
 
 @dataclass(frozen=True)
 class PackedSequence:
-    """One completion on its way into a batch.
+    """One sequence on its way into a batch.
 
     Attributes:
-        token_ids: Sampled tokens, at least one.
-        logprobs: Their sample-time log-probabilities.
-        advantage: Advantage of every token.
-        weight: Loss weight of every token.
-        policy_version: Version that sampled them.
+        ledger: Its tokens, at least one of them sampled.
+        first_row: Row of its first token among all ledger rows of the rollout.
+        advantages: Advantage of every turn of its episode.
+        weight: Loss weight of every sampled token.
     """
 
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    advantage: float
+    ledger: Ledger
+    first_row: int
+    advantages: tuple[float, ...]
     weight: float
-    policy_version: int
+
+    @property
+    def num_inputs(self) -> int:
+        """Tokens behind the prompt that predict something: those before the last sampled one."""
+        return int(np.flatnonzero(self.ledger.sampled)[-1]) - self.ledger.prompt_length
 
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt and completions that share it."""
+    """A prompt and the sequences that share it."""
 
     prompt_ids: tuple[int, ...]
     sequences: tuple[PackedSequence, ...]
@@ -41,33 +46,66 @@ class Row:
     @property
     def num_tokens(self) -> int:
         """Input tokens of the row."""
-        return len(self.prompt_ids) + sum(len(s.token_ids) - 1 for s in self.sequences)
+        return len(self.prompt_ids) + sum(s.num_inputs for s in self.sequences)
 
 
-def usable_rows(groups: Sequence[Group], token_weights: TokenWeights) -> list[Row]:
-    """One row per group, with the samples that can be trained on and their weights in this optimizer step.
+@dataclass(frozen=True)
+class LocatedGroup:
+    """A group and the row of its first token among all ledger rows of the rollout."""
 
-    A group with fewer than two scored samples has nothing to compare and gives no row.
+    group: Group
+    first_row: int
+
+    def ledgers(self) -> Iterable[tuple[int, Ledger, int]]:
+        """Each ledger with the index of its episode and the row of its first token."""
+        row = self.first_row
+        for index, episode in enumerate(self.group.episodes):
+            for ledger in episode.ledgers:
+                yield index, ledger, row
+                row += len(ledger)
+
+
+def locate(groups: Sequence[Group]) -> list[LocatedGroup]:
+    """Number the ledger rows of a rollout, in the order of groups, episodes, ledgers and tokens."""
+    located, row = [], 0
+    for group in groups:
+        located.append(LocatedGroup(group, row))
+        row += sum(len(ledger) for episode in group.episodes for ledger in episode.ledgers)
+    return located
+
+
+def is_trainable(episode: Episode) -> bool:
+    """Whether an episode has a reward, and tokens of the policy that earned it."""
+    return episode.reward is not None and any(ledger.sampled.any() for ledger in episode.ledgers)
+
+
+def usable_rows(groups: Sequence[LocatedGroup], token_weights: TokenWeights) -> list[Row]:
+    """One row per prompt, with the episodes that can be trained on and their weights in this optimizer step.
+
+    The episodes of a group share their prompt; where an episode was split, its further sequences have prompts of
+    their own. All sequences of an episode together weigh as much as if it were one. A group with fewer than two
+    trainable episodes has nothing to compare and gives no row.
     """
-    kept = [(g, [i for i, s in enumerate(g.samples) if s.reward is not None]) for g in groups]
-    kept = [(g, indices) for g, indices in kept if len(indices) >= 2]
-    lengths = [len(g.samples[i].action.token_ids) for g, indices in kept for i in indices]
+    kept = []
+    for located in groups:
+        trainable = [i for i, episode in enumerate(located.group.episodes) if is_trainable(episode)]
+        if len(trainable) >= 2:
+            kept.append((located, trainable))
+    lengths = [
+        sum(int(ledger.sampled.sum()) for ledger in located.group.episodes[i].ledgers)
+        for located, trainable in kept
+        for i in trainable
+    ]
     weights = iter(token_weights(lengths))
     rows = []
-    for group, indices in kept:
-        sequences = []
-        for i in indices:
-            action = group.samples[i].action
-            sequences.append(
-                PackedSequence(
-                    action.token_ids,
-                    action.token_logprobs,
-                    group.advantages[i],
-                    next(weights),
-                    action.policy_version,
-                )
-            )
-        rows.append(Row(group.prompt_ids, tuple(sequences)))
+    for located, trainable in kept:
+        weight = dict(zip(trainable, weights, strict=False))
+        by_prompt: dict[tuple[int, ...], list[PackedSequence]] = {}
+        for index, ledger, first_row in located.ledgers():
+            if index in weight and ledger.sampled.any():
+                sequence = PackedSequence(ledger, first_row, located.group.advantages[index], weight[index])
+                by_prompt.setdefault(ledger.prompt_ids, []).append(sequence)
+        rows += [Row(prompt, tuple(sequences)) for prompt, sequences in by_prompt.items()]
     return rows
 
 
@@ -106,64 +144,63 @@ def split_rows(rows: Sequence[Row], micro_batches: int) -> list[list[Row]]:
 
 
 def filler_row(row: Row) -> Row:
-    """A row that costs little and counts for nothing: the shortest completion, with weight and advantage 0."""
-    shortest = min(row.sequences, key=lambda s: len(s.token_ids))
-    return Row(row.prompt_ids, (replace(shortest, weight=0.0, advantage=0.0),))
+    """A row that costs little and counts for nothing: the shortest sequence, with weight and advantages 0."""
+    shortest = min(row.sequences, key=lambda s: s.num_inputs)
+    return Row(row.prompt_ids, (replace(shortest, weight=0.0, advantages=(0.0,) * len(shortest.advantages)),))
 
 
 def pack(rows: Sequence[Row], temperature: float, banned_token_ids: tuple[int, ...] = ()) -> PackedBatch:
     """Lay rows end to end.
 
     Args:
-        rows: Rows of one micro-batch, each with a prompt and completions of at least one token.
+        rows: Rows of one micro-batch.
         temperature: Sampling temperature.
         banned_token_ids: Tokens that could not be sampled.
 
     Raises:
-        ValueError: If a prompt or a completion is empty, or logprobs do not match tokens.
+        ValueError: If a sequence does not begin with the prompt of its row.
     """
-    inputs: list[int] = []
-    positions: list[int] = []
-    row_ids: list[int] = []
-    sequence_ids: list[int] = []
-    targets: list[int] = []
-    target_index: list[int] = []
-    sequence_index: list[int] = []
-    per_target: list[tuple[float, float, float, int]] = []
-    sequence = 0
+    inputs: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("input_ids", "position_ids", "row_ids", "sequence_ids")
+    }
+    targets: dict[str, list[np.ndarray]] = {}
+    total = sequence = 0
+
+    def add(ids: np.ndarray, position: int, row: int, owner: int) -> None:
+        nonlocal total
+        count = len(ids)
+        columns = (ids, np.arange(position, position + count), np.full(count, row), np.full(count, owner))
+        for values, column in zip(inputs.values(), columns, strict=True):
+            values.append(column)
+        total += count
+
     for number, row in enumerate(rows):
-        if not row.prompt_ids:
-            raise ValueError("expected a prompt of at least one token, but got an empty one")
-        last_of_prompt = len(inputs) + len(row.prompt_ids) - 1
-        inputs += row.prompt_ids
-        positions += range(len(row.prompt_ids))
-        sequence_ids += [PROMPT] * len(row.prompt_ids)
+        prompt = len(row.prompt_ids)
+        add(np.array(row.prompt_ids, dtype=np.int64), 0, number, PROMPT)
+        last_of_prompt = total - 1
         for item in row.sequences:
-            length = len(item.token_ids)
-            if length == 0 or len(item.logprobs) != length:
-                raise ValueError(f"expected one logprob per sampled token, but got {len(item.logprobs)} for {length}")
-            targets += item.token_ids
-            target_index += [last_of_prompt, *range(len(inputs), len(inputs) + length - 1)]
-            inputs += item.token_ids[:-1]
-            positions += range(len(row.prompt_ids), len(row.prompt_ids) + length - 1)
-            sequence_ids += [sequence] * (length - 1)
-            sequence_index += [sequence] * length
-            per_target += [(lp, item.advantage, item.weight, item.policy_version) for lp in item.logprobs]
+            ledger = item.ledger
+            if ledger.prompt_ids != row.prompt_ids:
+                raise ValueError("expected sequences that begin with the prompt of their row, but got another prompt")
+            sampled = np.flatnonzero(ledger.sampled)
+            # What precedes a sampled token predicts it: the prompt's last token, or one of this sequence.
+            predictor = np.where(sampled == prompt, last_of_prompt, total + sampled - prompt - 1)
+            add(ledger.token_ids[prompt : sampled[-1]], prompt, number, sequence)
+            turns = ledger.turn[sampled]
+            columns = {
+                "target_ids": ledger.token_ids[sampled],
+                "target_index": predictor,
+                "sequence_index": np.full(len(sampled), sequence),
+                "old_logprobs": ledger.logprobs[sampled].astype(np.float32),
+                "advantages": np.array(item.advantages, dtype=np.float32)[turns],
+                "loss_weight": np.full(len(sampled), item.weight, dtype=np.float32),
+                "policy_version": ledger.policy_version[sampled],
+                "turn": turns,
+                "source": ledger.source[sampled],
+                "ledger_index": item.first_row + sampled,
+            }
+            for name, column in columns.items():
+                targets.setdefault(name, []).append(column)
             sequence += 1
-        row_ids += [number] * (len(inputs) - len(row_ids))
-    old, advantages, weights, versions = zip(*per_target, strict=True) if per_target else ((), (), (), ())
-    return PackedBatch(
-        input_ids=torch.tensor(inputs),
-        position_ids=torch.tensor(positions),
-        row_ids=torch.tensor(row_ids),
-        sequence_ids=torch.tensor(sequence_ids),
-        target_ids=torch.tensor(targets, dtype=torch.int64),
-        target_index=torch.tensor(target_index, dtype=torch.int64),
-        sequence_index=torch.tensor(sequence_index, dtype=torch.int64),
-        old_logprobs=torch.tensor(old, dtype=torch.float32),
-        advantages=torch.tensor(advantages, dtype=torch.float32),
-        loss_weight=torch.tensor(weights, dtype=torch.float32),
-        policy_version=torch.tensor(versions, dtype=torch.int64),
-        temperature=temperature,
-        banned_token_ids=banned_token_ids,
-    )
+    columns = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in (inputs | targets).items()}
+    return PackedBatch(**columns, temperature=temperature, banned_token_ids=banned_token_ids)

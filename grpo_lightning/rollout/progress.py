@@ -7,19 +7,20 @@ from typing import Any
 from lightning.pytorch.callbacks import RichProgressBar
 from tqdm import tqdm
 
-from grpo_lightning.rollout.collector import OnSample
-from grpo_lightning.rollout.types import Sample
+from grpo_lightning.rollout.collector import OnEpisode
+from grpo_lightning.rollout.episode import Episode
+from grpo_lightning.rollout.ledger import Source
 
 _Advance = Callable[[str], None]
 
 
 @contextlib.contextmanager
-def rollout_bar(title: str, total: int, trainer_bar: Any) -> Iterator[OnSample]:
-    """Show finished samples, their mean reward and tokens; nothing where the output is not a terminal.
+def rollout_bar(title: str, total: int, trainer_bar: Any) -> Iterator[OnEpisode]:
+    """Show finished episodes, their mean reward and tokens; nothing where the output is not a terminal.
 
     Args:
         title: What is being sampled.
-        total: How many samples.
+        total: How many episodes.
         trainer_bar: The Trainer's progress bar. Rich and tqdm garble each other, so the rollout's bar is of the same
             kind, and there is none where the Trainer has none.
     """
@@ -27,15 +28,15 @@ def rollout_bar(title: str, total: int, trainer_bar: Any) -> Iterator[OnSample]:
     tokens = 0
     with _bar(title, total, trainer_bar) as advance:
 
-        def on_sample(sample: Sample) -> None:
+        def on_episode(episode: Episode) -> None:
             nonlocal tokens
-            tokens += len(sample.action.token_ids)
-            if sample.reward is not None:
-                rewards.append(sample.reward)
+            tokens += episode.count(Source.SAMPLED)
+            if episode.reward is not None:
+                rewards.append(episode.reward)
             reward = f"reward {sum(rewards) / len(rewards):.2f}, " if rewards else ""
             advance(f"{reward}{tokens} tokens")
 
-        yield on_sample
+        yield on_episode
 
 
 @contextlib.contextmanager
@@ -56,7 +57,7 @@ def _bar(title: str, total: int, trainer_bar: Any) -> Iterator[_Advance]:
     else:
         # None switches tqdm off where the output is not a terminal.
         off = True if trainer_bar is None else None
-        with tqdm(desc=title, total=total, unit="sample", leave=False, disable=off, dynamic_ncols=True) as bar:
+        with tqdm(desc=title, total=total, unit="episode", leave=False, disable=off, dynamic_ncols=True) as bar:
 
             def advance(note: str) -> None:
                 bar.set_postfix_str(note, refresh=False)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from grpo_lightning.errors import ConfigurationError
+from grpo_lightning.rollout.chat_template import ChatTemplate, TemplateRefusal, Tools
+from grpo_lightning.rollout.continuation import Continuation, TurnRenderer
+from grpo_lightning.rollout.turn_check import TurnCheck
 from grpo_lightning.rollout.types import Message, Task
 from grpo_lightning.tasks import TaskSource
-
-_GIVEN_TO_TEMPLATES = {"messages", "add_generation_prompt"}
-"""Template variables that the encoder sets itself."""
 
 _MAX_CHECKED_TASKS = 2000
 
@@ -77,30 +77,25 @@ class PromptEncoder:
             raise ConfigurationError(f"expected a tokenizer with {model}, but transformers says: {error}") from error
         self._max_tokens = max_tokens
         self._settings = settings or PromptSettings()
-        self._template = None if self._settings.plain_prompts else self._load_template(model)
         self.stop_token_ids = _stop_token_ids(model, self._tokenizer)
         if not self.stop_token_ids:
             raise ConfigurationError(f"{model} names no end-of-sequence token, so no completion could ever end")
+        self._template = None if self._settings.plain_prompts else self._load_template(model)
+        self._turns = None if self._template is None else self._turn_renderer(self._template)
 
-    def _load_template(self, model: str) -> str:
-        from transformers.utils.chat_template_utils import _get_template_variables
-
+    def _load_template(self, model: str) -> ChatTemplate:
         path = self._settings.chat_template
         if path is None and self._tokenizer.chat_template is None:
             raise ConfigurationError(
                 f"{model} has no chat template: give one with chat_template=FILE, or set plain_prompts=True to pass "
                 "the text of single messages as it is"
             )
-        template: str = self._tokenizer.get_chat_template() if path is None else Path(path).read_text(encoding="utf-8")
-        known = _get_template_variables(template) - _GIVEN_TO_TEMPLATES - set(self._tokenizer.special_tokens_map)
-        known -= {"raise_exception", "strftime_now"}
-        unknown = sorted(set(self._settings.chat_template_args) - known)
-        if unknown:
-            raise ConfigurationError(
-                f"the chat template of {path or model} does not use {', '.join(map(repr, unknown))} "
-                f"(chat_template_args); it knows {', '.join(sorted(known)) or 'no arguments'}"
-            )
-        return template
+        text: str = self._tokenizer.get_chat_template() if path is None else Path(path).read_text(encoding="utf-8")
+        return ChatTemplate(self._tokenizer, text, path or model, self._settings.chat_template_args)
+
+    def _turn_renderer(self, template: ChatTemplate) -> TurnRenderer:
+        special = [str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special]
+        return TurnRenderer(template, self._tokenizer.convert_ids_to_tokens(list(self.stop_token_ids)), special)
 
     def __call__(self, task: Task) -> list[int]:
         """The prompt, ending where the assistant's answer begins.
@@ -120,7 +115,9 @@ class PromptEncoder:
         """What a checkpoint keeps of the settings."""
         return PromptRecord(
             system_prompt=self._settings.system_prompt,
-            chat_template=None if self._settings.chat_template is None else self._template,
+            chat_template=None
+            if self._settings.chat_template is None or self._template is None
+            else self._template.text,
             chat_template_args=dict(self._settings.chat_template_args),
             plain_prompts=self._settings.plain_prompts,
         )
@@ -150,26 +147,130 @@ class PromptEncoder:
         return not 0 < len(ids) <= self._max_tokens
 
     def _encode(self, task: Task) -> list[int]:
-        if self._template is None:
-            if len(task.messages) != 1:
-                raise ConfigurationError(
-                    f"task {task.id!r}: expected a single message, because plain_prompts is set, but it has "
-                    f"{len(task.messages)}"
-                )
-            return list(self._tokenizer(task.messages[0]["content"])["input_ids"])
-        from jinja2 import TemplateError
-
-        try:
-            encoded = self._tokenizer.apply_chat_template(
-                [dict(m) for m in self._with_system_prompt(task.messages)],
-                chat_template=self._template,
-                add_generation_prompt=True,
-                return_dict=True,
-                **self._settings.chat_template_args,
+        if self._template is None and len(task.messages) != 1:
+            raise ConfigurationError(
+                f"task {task.id!r}: expected a single message, because plain_prompts is set, but it has "
+                f"{len(task.messages)}"
             )
-        except TemplateError as error:
-            raise ConfigurationError(f"task {task.id!r}: the chat template refuses its messages: {error}") from error
-        return list(encoded["input_ids"])
+        try:
+            return self.first(task.messages)
+        except TemplateRefusal as error:
+            raise ConfigurationError(f"task {task.id!r}: {error}") from error
+
+    def first(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+        """The prompt of a conversation, of any length, ending where the assistant's next answer begins.
+
+        Args:
+            messages: The conversation; it may hold earlier answers, ``{"role": "assistant", "content": text}``.
+            tools: JSON schemas of the tools that may be called.
+
+        Raises:
+            ConfigurationError: If the messages do not fit the chat template.
+        """
+        if self._template is None:
+            return list(self._tokenizer(_text(messages))["input_ids"])
+        return self._ids(self._template.render(self._with_system_prompt(messages), tools))
+
+    def continuation(
+        self, completion_ids: Sequence[int], messages: Sequence[Message], tools: Tools = ()
+    ) -> Continuation:
+        """The tokens between the end of an answer and the beginning of the next.
+
+        What the policy said stays as it is. A turn that it ended with any of the stop tokens is over; one that was cut
+        off, or ended by a text, is closed as the template closes it.
+
+        Args:
+            completion_ids: The answer, as it was sampled.
+            messages: What is new since then.
+            tools: The tools of the conversation.
+
+        Raises:
+            ConfigurationError: If the template refuses the messages, or cannot be used turn by turn.
+        """
+        if self._turns is None:
+            return Continuation((), tuple(self._ids(_text(messages), behind=self._eos)))
+        suffix = self._turns.suffix(messages, tools)
+        close = self._ids(suffix.close, behind=self._eos)
+        rest = self._ids(suffix.rest, behind=suffix.close or self._eos)
+        is_closed = bool(close) and list(completion_ids[-len(close) :]) == close
+        if suffix.opens:
+            return Continuation((), tuple(rest if is_closed else close + rest))
+        is_over = is_closed or (bool(completion_ids) and completion_ids[-1] in self.stop_token_ids)
+        return Continuation(() if is_over else tuple(close), tuple(rest))
+
+    def forced(self, text: str) -> list[int]:
+        """What the assistant is made to say, as the template shows an answer, up to the end of its turn."""
+        if self._turns is None:
+            return self._ids(text, behind=self._eos)
+        return self._ids(self._turns.answer(text), behind=self._eos)
+
+    def is_extension(
+        self,
+        ledger_ids: Sequence[int],
+        continuation: Continuation,
+        messages: Sequence[Message],
+        tools: Tools = (),
+    ) -> bool:
+        """Whether a sequence that goes on is what the template shows of the whole conversation.
+
+        It is not where the template leaves out earlier thinking. Whitespace and special tokens are not compared: the
+        policy may have ended its turn in another way than the template would.
+
+        Args:
+            ledger_ids: The sequence up to the end of the last answer.
+            continuation: What would be appended.
+            messages: The whole conversation, answers and new messages included.
+            tools: The tools of the conversation.
+
+        Raises:
+            ConfigurationError: If the messages do not fit the chat template.
+        """
+        extended = self.decode([*ledger_ids, *continuation.close, *continuation.observation])
+        return "".join(extended.split()) == "".join(self.decode(self.first(messages, tools)).split())
+
+    def shows_tools(self, tools: Tools) -> bool:
+        """Whether the chat template tells the model of the tools; plain prompts never do."""
+        return self._template is not None and self._template.shows_tools(tools)
+
+    @property
+    def strips_thinking(self) -> bool:
+        """Whether the chat template leaves out what the assistant thought in earlier turns."""
+        return self._template is not None and self._template.strips_thinking
+
+    def check_turns(self, tools: Tools = (), roles: Sequence[str] = ("user",)) -> None:
+        """Try whether the chat template can be used turn by turn.
+
+        Args:
+            tools: The tools that will be offered.
+            roles: Roles of the messages that environments will send.
+
+        Raises:
+            ConfigurationError: Naming the template and the role that does not work.
+        """
+        if self._template is None or self._turns is None:
+            return
+        template = self._template
+        check = TurnCheck(
+            template,
+            self._turns,
+            first=lambda messages, tools: template.render(self._with_system_prompt(messages), tools),
+            through_tokens=lambda text: self._tokenizer.decode(self._ids(text, behind=self._eos)),
+        )
+        for role in roles:
+            check(role, tools)
+
+    def _ids(self, text: str, behind: str = "") -> list[int]:
+        """Tokens of a text as they are behind a special token, which keeps tokenizers from adding a leading space."""
+        head = self._encode_text(behind)
+        ids = self._encode_text(behind + text)
+        return ids[len(head) :] if ids[: len(head)] == head else self._encode_text(text)
+
+    def _encode_text(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    @property
+    def _eos(self) -> str:
+        return self._tokenizer.eos_token or ""
 
     def _with_system_prompt(self, messages: Sequence[Message]) -> Sequence[Message]:
         prompt = self._settings.system_prompt
@@ -200,6 +301,10 @@ class PromptEncoder:
         """Text without special tokens."""
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
+
+
+def _text(messages: Sequence[Message]) -> str:
+    return "".join(str(message["content"]) for message in messages)
 
 
 def _stop_token_ids(model: str, tokenizer: Any) -> tuple[int, ...]:

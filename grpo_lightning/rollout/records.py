@@ -1,25 +1,42 @@
-"""A completion as one JSON object."""
+"""An episode as one JSON object."""
 
 from typing import Any
 
-from grpo_lightning.rollout.types import Sample, Task
+from grpo_lightning.rollout.episode import Episode
+from grpo_lightning.rollout.ledger import NO_VERSION, Source
+from grpo_lightning.rollout.types import Task
 
 
-def sample_record(task: Task, sample: Sample) -> dict[str, Any]:
+def episode_record(task: Task, episode: Episode) -> dict[str, Any]:
     """What every file of completions says of one.
 
     Args:
         task: The task.
-        sample: One answer to it.
+        episode: One episode of it.
     """
-    action = sample.action
+    first = episode.turns[0] if episode.turns else None
     return {
         "task": task.id,
-        "prompt": [dict(message) for message in task.messages],
-        "completion": action.text,
-        "reward": sample.reward,
-        "rewards": dict(sample.rewards),
-        "finish_reason": action.finish_reason,
-        "policy_version": action.policy_version,
-        **({"failure": sample.failure} if sample.failure else {}),
+        "prompt": [dict(message) for message in (task.messages if first is None else first.messages)],
+        "completion": "" if first is None else first.action.text,
+        **({"turns": _later_turns(episode)} if len(episode.turns) > 1 else {}),
+        "reward": episode.reward,
+        "rewards": dict(episode.rewards),
+        "status": episode.status,
+        "finish_reason": None if first is None else episode.turns[-1].action.finish_reason,
+        "policy_version": max((turn.action.policy_version for turn in episode.turns), default=NO_VERSION),
+        "tokens": episode.count(Source.SAMPLED),
+        **({"failure": episode.failure} if episode.failure else {}),
     }
+
+
+def _later_turns(episode: Episode) -> list[dict[str, Any]]:
+    return [
+        {
+            "messages": [dict(message) for message in turn.messages],
+            "completion": turn.action.text,
+            "forced": turn.action.was_forced,
+            "reward": turn.reward,
+        }
+        for turn in episode.turns[1:]
+    ]

@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from grpo_lightning.rollout.batch import PackedBatch
+from grpo_lightning.rollout.episode import Group
 from grpo_lightning.rollout.micro_batches import Layout, cut
 from grpo_lightning.rollout.packing import TokenWeights
-from grpo_lightning.rollout.types import Group, SamplingSettings
+from grpo_lightning.rollout.types import SamplingSettings
 
 
 @dataclass(frozen=True)
@@ -40,31 +42,28 @@ class Rollout:
         layout: How it was cut.
         groups: What was sampled; empty in all processes but the first.
         batches: This process's micro-batches of the whole epoch, in training order.
-        stored: The engine's logprobs of the micro-batches of all processes, by `PackedBatch.index`, kept apart from
-            the batches that the loss sees; empty in all processes but the first.
+        stored: The engine's logprobs of all ledger rows (NaN where nothing was sampled), kept apart from the batches
+            that the loss sees, float64; empty in all processes but the first.
     """
 
     origin: Origin
     layout: Layout
     groups: tuple[Group, ...]
     batches: tuple[PackedBatch, ...]
-    stored: tuple[Tensor, ...]
+    stored: Tensor
 
-    def stored_logprobs(self, batch_index: Tensor, token_index: Tensor) -> Tensor:
+    def stored_logprobs(self, ledger_index: Tensor) -> Tensor:
         """The engine's logprobs of sampled tokens.
 
         Args:
-            batch_index: `PackedBatch.index` of each token's micro-batch, int64 ``[N]``.
-            token_index: Position of each token in its micro-batch, int64 ``[N]``.
+            ledger_index: `PackedBatch.ledger_index` of each, int64 ``[N]``.
 
         Returns:
             Float64 ``[N]``; NaN where the rollout has no such token.
         """
-        found = torch.full(batch_index.shape, torch.nan, dtype=torch.float64)
-        for index in sorted(set(batch_index.tolist())):
-            if 0 <= index < len(self.stored):
-                mine = batch_index == index
-                found[mine] = self.stored[index][token_index[mine]].double()
+        found = torch.full(ledger_index.shape, torch.nan, dtype=torch.float64)
+        known = (ledger_index >= 0) & (ledger_index < len(self.stored))
+        found[known] = self.stored[ledger_index[known]]
         return found
 
 
@@ -77,8 +76,9 @@ def make_rollouts(
 ) -> list[Rollout]:
     """A rollout for each process; samples and ledger in the first alone. Arguments as in `micro_batches.cut`."""
     parts = cut(groups, layout, token_weights, sampling)
-    ledger = tuple(batch.old_logprobs.clone() for together in zip(*parts, strict=True) for batch in together)
+    columns = [ledger.logprobs for group in groups for episode in group.episodes for ledger in episode.ledgers]
+    stored = torch.from_numpy(np.concatenate(columns))
     return [
-        Rollout(origin, layout, tuple(groups) if rank == 0 else (), batches, ledger if rank == 0 else ())
+        Rollout(origin, layout, tuple(groups) if rank == 0 else (), batches, stored if rank == 0 else stored[:0])
         for rank, batches in enumerate(parts)
     ]

@@ -1,49 +1,64 @@
-"""Answering tasks: from tasks to scored groups, with a progress bar."""
+"""Answering tasks: from tasks to scored groups, with a progress bar, also if the engine dies on the way."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from grpo_lightning.envs.environment import EnvironmentFactory
+from grpo_lightning.errors import EngineDiedError
 from grpo_lightning.rewards.scorer import Scorer
-from grpo_lightning.rollout.collector import collect
+from grpo_lightning.rollout.collector import Finished, collect
 from grpo_lightning.rollout.engine import RolloutEngine
+from grpo_lightning.rollout.episode import Group
+from grpo_lightning.rollout.episode_settings import EpisodeSettings
+from grpo_lightning.rollout.player import Player
 from grpo_lightning.rollout.progress import rollout_bar
 from grpo_lightning.rollout.prompts import PromptEncoder
-from grpo_lightning.rollout.types import Group, SamplingSettings, Task
+from grpo_lightning.rollout.types import SamplingSettings, Task
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 5
+"""Reasons for broken episodes that a warning gives."""
 
 
+@dataclass(frozen=True)
 class Sampler:
     """An engine with everything that stays the same from rollout to rollout.
 
-    Args:
+    Attributes:
         engine: A started engine.
-        encoder: Prompts of the model.
+        encoder: The chat, in tokens.
+        environments: How environments are made, by `Task.env`.
+        pays: Whether they give rewards.
+        episodes: Limits and choices.
+        max_context: Longest context, in tokens.
         max_tokens: Longest completion, in tokens.
         stop: Texts that end a completion.
-        bad_words: Texts of one token that are never sampled.
+        banned_token_ids: Tokens that are never sampled.
         seed: Base of all request seeds.
+        restarts: How often the engine is started again in one rollout if it dies.
+        restart: Starts the engine again with the current policy.
     """
 
-    def __init__(
-        self,
-        engine: RolloutEngine,
-        encoder: PromptEncoder,
-        *,
-        max_tokens: int,
-        stop: tuple[str, ...],
-        bad_words: tuple[str, ...],
-        seed: int,
-    ) -> None:
-        self._engine = engine
-        self.encoder = encoder
-        self._max_tokens = max_tokens
-        self._stop = stop
-        self._banned_token_ids = encoder.banned_token_ids(bad_words)
-        self._seed = seed
+    engine: RolloutEngine
+    encoder: PromptEncoder
+    environments: Mapping[str, EnvironmentFactory]
+    pays: bool
+    episodes: EpisodeSettings
+    max_context: int
+    max_tokens: int
+    stop: tuple[str, ...]
+    banned_token_ids: tuple[int, ...]
+    seed: int
+    restarts: int
+    restart: Callable[[], None]
 
     def settings(self, temperature: float) -> SamplingSettings:
         """How completions are sampled at a temperature."""
         return SamplingSettings(
-            self._max_tokens, temperature, self.encoder.stop_token_ids, self._stop, self._banned_token_ids
+            self.max_tokens, temperature, self.encoder.stop_token_ids, self.stop, self.banned_token_ids
         )
 
     def sample(
@@ -57,27 +72,67 @@ class Sampler:
         key: object,
         trainer_bar: Any,
     ) -> list[Group]:
-        """Sample and score every task.
+        """Play and score every task.
 
         Args:
             title: What the progress bar says.
             tasks: The tasks.
             scorer: Their rewards.
-            samples: Completions of each.
+            samples: Episodes of each.
             temperature: Sampling temperature; 0 is greedy.
-            key: Names this rollout; its samples' seeds depend on it.
+            key: Names this rollout; its episodes' seeds depend on it.
             trainer_bar: The Trainer's progress bar.
+
+        Raises:
+            EngineDiedError: If the engine died more often than it may be started again.
         """
-        with rollout_bar(title, len(tasks) * samples, trainer_bar) as on_sample:
-            return self._engine.run(
-                collect(
-                    self._engine,
-                    [(task, self.encoder(task)) for task in tasks],
-                    samples_per_task=samples,
-                    sampling=self.settings(temperature),
-                    scorer=scorer,
-                    decode=self.encoder.decode,
-                    seed_key=f"{self._seed}/{key}",
-                    on_sample=on_sample,
+        finished: Finished = {}
+        with rollout_bar(title, len(tasks) * samples, trainer_bar) as on_episode:
+            for left in reversed(range(self.restarts + 1)):
+                # Fresh for each attempt: what it holds belongs to the engine's event loop.
+                player = Player(
+                    self.engine,
+                    self.encoder,
+                    self.settings(temperature),
+                    scorer,
+                    self.episodes,
+                    self.max_context,
+                    self.environments,
+                    self.pays,
+                    f"{self.seed}/{key}",
                 )
-            )
+                try:
+                    groups = self.engine.run(
+                        collect(player, tasks, samples_per_task=samples, finished=finished, on_episode=on_episode)
+                    )
+                    break
+                except EngineDiedError as error:
+                    if left == 0:
+                        raise
+                    cut_off = [
+                        f"{t.id}#{n}" for i, t in enumerate(tasks) for n in range(samples) if (i, n) not in finished
+                    ]
+                    logger.warning(
+                        "%s: the engine died. %d of %d episodes are finished and kept; %s are played again. %s",
+                        title,
+                        len(finished),
+                        len(tasks) * samples,
+                        ", ".join(cut_off),
+                        error,
+                    )
+                    self.restart()
+        report_broken(title, groups)
+        return groups
+
+
+def report_broken(title: str, groups: Sequence[Group]) -> None:
+    """Warn of episodes that were left out because their environment failed."""
+    broken = [str(e.failure) for g in groups for e in g.episodes if e.status == "error"]
+    if broken:
+        logger.warning(
+            "%s: %d of %d episodes broke and are left out of their groups. %s",
+            title,
+            len(broken),
+            sum(len(g.episodes) for g in groups),
+            "; ".join(list(dict.fromkeys(broken))[:_NAMED]),
+        )

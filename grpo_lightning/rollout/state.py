@@ -1,13 +1,16 @@
 """A rollout in the middle of its epoch, as a checkpoint holds it: plain values, for weights-only loading."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 from grpo_lightning.errors import CheckpointError
+from grpo_lightning.rollout.episode import Episode, Group, Turn
+from grpo_lightning.rollout.ledger import Ledger
 from grpo_lightning.rollout.micro_batches import Layout
+from grpo_lightning.rollout.plain import plain
 from grpo_lightning.rollout.rollout import Origin, Rollout
-from grpo_lightning.rollout.types import Action, Group, Sample, SamplingSettings, Task
+from grpo_lightning.rollout.types import Action, SamplingSettings, Task, ToolCall
 from grpo_lightning.tasks import TaskSource
 
 NOT_BEGUN = -1
@@ -78,24 +81,30 @@ def rollout_from_state(
 def _group_to_state(group: Group) -> dict[str, Any]:
     return {
         "task": group.task.id,
-        "prompt_ids": list(group.prompt_ids),
-        "advantages": list(group.advantages),
-        "samples": [_sample_to_state(sample) for sample in group.samples],
+        "advantages": [list(values) for values in group.advantages],
+        "episodes": [_episode_to_state(episode) for episode in group.episodes],
     }
 
 
-def _sample_to_state(sample: Sample) -> dict[str, Any]:
-    action = sample.action
+def _episode_to_state(episode: Episode) -> dict[str, Any]:
     return {
-        "text": action.text,
-        "token_ids": list(action.token_ids),
-        "token_logprobs": list(action.token_logprobs),
-        "was_forced": action.was_forced,
-        "finish_reason": action.finish_reason,
-        "policy_version": action.policy_version,
-        "rewards": dict(sample.rewards),
-        "reward": sample.reward,
-        "failure": sample.failure,
+        "turns": [_turn_to_state(turn) for turn in episode.turns],
+        "ledgers": [{f.name: getattr(ledger, f.name).tolist() for f in fields(Ledger)} for ledger in episode.ledgers],
+        "rewards": dict(episode.rewards),
+        "reward": episode.reward,
+        "status": episode.status,
+        "failure": episode.failure,
+        "closing": plain(episode.closing),
+        "attempts": episode.attempts,
+    }
+
+
+def _turn_to_state(turn: Turn) -> dict[str, Any]:
+    action = {f.name: getattr(turn.action, f.name) for f in fields(Action)}
+    calls = [{f.name: plain(getattr(call, f.name)) for f in fields(ToolCall)} for call in turn.action.tool_calls]
+    return {
+        **{f.name: plain(getattr(turn, f.name)) for f in fields(Turn) if f.name != "action"},
+        "action": {**action, "tool_calls": calls},
     }
 
 
@@ -105,19 +114,25 @@ def _group(state: Mapping[str, Any], task: Task) -> Group:
             f"the checkpoint holds samples of task {state['task']!r}, but the task source now has {task.id!r} in its "
             "place: resume with the tasks, val_size and seed of the run that saved it"
         )
-    samples: Sequence[Sample] = [_sample(saved) for saved in state["samples"]]
-    return Group(task, tuple(state["prompt_ids"]), tuple(samples), tuple(state["advantages"]))
-
-
-def _sample(state: Mapping[str, Any]) -> Sample:
-    logprobs = tuple(state["token_logprobs"])
-    action = Action(
-        text=state["text"],
-        token_ids=tuple(state["token_ids"]),
-        token_logprobs=logprobs,
-        logprob_sum=sum(logprobs),
-        was_forced=state["was_forced"],
-        finish_reason=state["finish_reason"],
-        policy_version=state["policy_version"],
+    return Group(
+        task,
+        tuple(_episode(saved) for saved in state["episodes"]),
+        tuple(tuple(values) for values in state["advantages"]),
     )
-    return Sample(action, state["rewards"], state["reward"], state["failure"])
+
+
+def _episode(state: Mapping[str, Any]) -> Episode:
+    return Episode(
+        **{
+            **state,
+            "turns": tuple(_turn(saved) for saved in state["turns"]),
+            "ledgers": tuple(Ledger(**columns) for columns in state["ledgers"]),
+            "closing": tuple(state["closing"]),
+        }
+    )
+
+
+def _turn(state: Mapping[str, Any]) -> Turn:
+    calls = tuple(ToolCall(**call) for call in state["action"]["tool_calls"])
+    action = Action(**{**state["action"], "tool_calls": calls})
+    return Turn(**{**state, "messages": tuple(state["messages"]), "action": action})

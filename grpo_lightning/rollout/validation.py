@@ -4,15 +4,15 @@ import logging
 import math
 from collections.abc import Sequence
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from grpo_lightning.errors import LogprobValidationError
-from grpo_lightning.rollout.types import Generation, Group
+from grpo_lightning.rollout.episode import Group
+from grpo_lightning.rollout.ledger import POSITIVE_TOLERANCE
+from grpo_lightning.rollout.types import Generation
 
 logger = logging.getLogger(__name__)
-
-_POSITIVE_TOLERANCE = 1e-3
-"""A log-probability may exceed 0 by rounding, not by more."""
 
 _MIN_TOKENS_TO_JUDGE = 64
 _LOW_VARIANCE = 1e-8
@@ -36,7 +36,7 @@ def validate_generation(generation: Generation, task_id: str) -> None:
         raise LogprobValidationError(
             f"task {task_id!r}: expected one logprob per sampled token, but got {len(logprobs)} for {len(tokens)}"
         )
-    wrong = [v for v in logprobs if not math.isfinite(v) or v > _POSITIVE_TOLERANCE]
+    wrong = [v for v in logprobs if not math.isfinite(v) or v > POSITIVE_TOLERANCE]
     if wrong:
         raise LogprobValidationError(
             f"task {task_id!r}: expected finite logprobs <= 0, but {len(wrong)} of {len(logprobs)} are not, "
@@ -48,23 +48,25 @@ def validate_rollout(groups: Sequence[Group]) -> None:
     """Look at the logprobs of a whole rollout.
 
     Raises:
-        LogprobValidationError: If an action was forced, or all logprobs are one constant, which no sampler returns.
+        LogprobValidationError: If all logprobs are one constant, which no sampler returns.
     """
-    actions = [s.action for g in groups for s in g.samples]
-    forced = sum(a.was_forced for a in actions)
-    if forced:
-        raise LogprobValidationError(f"{forced} forced actions are among the samples; they must not be trained on")
-    values = torch.tensor([v for a in actions for v in a.token_logprobs], dtype=torch.float64)
+    values = sampled_logprobs(groups)
     if len(values) < _MIN_TOKENS_TO_JUDGE:
         return
-    if bool((values == values[0]).all()):
+    if (values == values[0]).all():
         raise LogprobValidationError(
-            f"all {len(values)} sample-time logprobs are exactly {float(values[0])}: the engine's logprobs were "
+            f"all {len(values)} sample-time logprobs are exactly {values[0]}: the engine's logprobs were "
             "replaced or filled in on their way here"
         )
-    if float(values.var()) < _LOW_VARIANCE:
+    if values.var() < _LOW_VARIANCE:
         logger.warning(
             "Sample-time logprobs hardly vary (variance %.2g over %d tokens): is the policy deterministic by now?",
-            float(values.var()),
+            values.var(),
             len(values),
         )
+
+
+def sampled_logprobs(groups: Sequence[Group]) -> NDArray[np.float64]:
+    """The engine's logprobs of all sampled tokens."""
+    ledgers = [ledger for group in groups for episode in group.episodes for ledger in episode.ledgers]
+    return np.concatenate([np.empty(0), *(ledger.logprobs[ledger.sampled] for ledger in ledgers)])
