@@ -90,21 +90,22 @@ class Browser:
         self.send("Page.navigate", url="about:blank")
         self.events.clear()
         self.send("Page.navigate", url=path.as_uri() + fragment)
-        for _ in range(600):
-            # Asked in one go: between two questions the page may have changed.
-            if (
-                self.value(f"location.href.startsWith({json.dumps(path.as_uri())}) && document.readyState")
-                == "complete"
-            ):
-                return
-            time.sleep(0.05)
-        raise AssertionError("the page did not load")
+        # Asked in one go: between two questions the page may have changed.
+        self.until(f"location.href.startsWith({json.dumps(path.as_uri())}) && document.readyState === 'complete'")
 
     def value(self, expression: str):
         """What an expression is worth in the page, as JSON."""
         answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def until(self, expression: str) -> None:
+        """Wait until an expression is true in the page."""
+        for _ in range(200):
+            if self.value(expression):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"not true in 10 s: {expression}")
 
     def text(self, selector: str) -> str:
         """What is read in the first element that a selector finds."""

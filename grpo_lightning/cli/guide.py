@@ -11,6 +11,7 @@ usage: grpo-lightning COMMAND ...
   resume        go on with a run from its newest checkpoint
   reward-check  call the rewards on known answers, without loading a model
   export        write a run's policy for other tools
+  trajectories  write what a run sampled as a page to look at, token by token
   ls            list the configurations that come with the package
   cp            copy one of them
 

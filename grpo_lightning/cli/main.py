@@ -19,6 +19,7 @@ COMMANDS = {
     "resume": "resume",
     "reward-check": "reward_check",
     "export": "export",
+    "trajectories": "trajectories",
     "ls": "configs",
     "cp": "configs",
 }

@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 from grpo_lightning.rollout.episode import Episode, Group, Turn
 from grpo_lightning.rollout.ledger import Ledger
 from grpo_lightning.trajectories.pieces import PieceTable
+from grpo_lightning.trajectories.plain import NotStored
 
 if TYPE_CHECKING:
     from grpo_lightning.trajectories.stored import StoredEpoch
 
 DIGITS = 4
 """Significant digits of logprobs and log-ratios."""
+
+_EXACT_INTEGERS = 2**53
+"""JavaScript rounds larger ones."""
 
 
 def epoch_columns(epoch: "StoredEpoch", table: PieceTable) -> dict[str, Any]:
@@ -37,14 +41,18 @@ def epoch_columns(epoch: "StoredEpoch", table: PieceTable) -> dict[str, Any]:
     }
 
 
-def plain(value: Any) -> Any:
-    """A value that JSON can hold and that says the same: what is none of JSON's becomes text."""
+def for_json(value: Any) -> Any:
+    """What JavaScript can show of a value: what it has no type for becomes text, integers past 2**53 too."""
+    if isinstance(value, NotStored):
+        return value.shown
+    if isinstance(value, int) and abs(value) > _EXACT_INTEGERS:
+        return str(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): for_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [for_json(item) for item in value]
     if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist())
+        return for_json(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     return value if value is None or isinstance(value, bool | int | str) else str(value)
@@ -72,8 +80,8 @@ def _group(
         if group.advantages:
             columns["advantages"] = [_rounded(value) for value in group.advantages[number]]
         episodes.append(columns)
-    said = {"env": group.task.env, "data": plain(group.task.data), "prompt": table.entries(group.prompt_ids)}
-    return {"task": group.task.id, "seed": group.task.seed, "episodes": episodes} | _without_empty(said)
+    said = {"env": group.task.env, "data": for_json(group.task.data), "prompt": table.entries(group.prompt_ids)}
+    return {"task": group.task.id, "seed": for_json(group.task.seed), "episodes": episodes} | _without_empty(said)
 
 
 def _episode(episode: Episode, names: list[str], table: PieceTable) -> dict[str, Any]:
@@ -92,13 +100,14 @@ def _episode(episode: Episode, names: list[str], table: PieceTable) -> dict[str,
 
 def _turn(turn: Turn) -> dict[str, Any]:
     calls = [
-        {"name": call.name, "arguments": plain(call.arguments)} | _without_empty({"id": call.id, "error": call.error})
+        {"name": call.name, "arguments": for_json(call.arguments)}
+        | _without_empty({"id": call.id, "error": call.error})
         for call in turn.action.tool_calls
     ]
     said = {
         "finish": None if turn.action.finish_reason == "stop" else turn.action.finish_reason,
         "error": turn.error,
-        "info": plain(turn.info),
+        "info": for_json(turn.info),
         "calls": calls,
         "segment": turn.segment,
     }
@@ -107,7 +116,7 @@ def _turn(turn: Turn) -> dict[str, Any]:
 
 
 def _messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [plain(message) for message in messages]
+    return [for_json(message) for message in messages]
 
 
 def _segment(ledger: Ledger, ratios: NDArray[np.float64] | None, table: PieceTable, skip: int) -> dict[str, Any]:
@@ -135,7 +144,7 @@ def _segment(ledger: Ledger, ratios: NDArray[np.float64] | None, table: PieceTab
 
 def _number(value: float | None) -> Any:
     """A reward as it is, as short as JSON writes it."""
-    return None if value is None else plain(float(value))
+    return None if value is None else for_json(float(value))
 
 
 def _rounded(value: float) -> float | int | None:

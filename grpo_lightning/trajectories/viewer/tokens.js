@@ -86,15 +86,21 @@ function showTip(element) {
   tip.replaceChildren(make("code", "piece", JSON.stringify(pieceText(token.entry))), list);
   tip.hidden = false;
   element.setAttribute("aria-describedby", "tip");
+  placeTip(element);
+}
+
+function placeTip(element) {
   const place = element.getClientRects()[0] ?? element.getBoundingClientRect();
   const below = place.bottom + tip.offsetHeight + 12 < innerHeight;
   tip.style.top = `${below ? place.bottom + 6 : Math.max(6, place.top - tip.offsetHeight - 6)}px`;
   tip.style.left = `${Math.max(6, Math.min(place.left, document.documentElement.clientWidth - tip.offsetWidth - 6))}px`;
 }
 
+const described = () => document.querySelector("[aria-describedby=tip]");
+
 function hideTip() {
   tip.hidden = true;
-  document.querySelector("[aria-describedby=tip]")?.removeAttribute("aria-describedby");
+  described()?.removeAttribute("aria-describedby");
 }
 
 /** Where an arrow key leads from a token; null for other keys. */
@@ -115,7 +121,8 @@ function watchTokens(container) {
   container.addEventListener("click", (event) => token(event)?.focus());
   container.addEventListener("mouseleave", hideTip);
   container.addEventListener("focusout", hideTip);
-  addEventListener("scroll", hideTip, { passive: true });
+  // Focusing a token may scroll the page or the box that it is in: what is said of it goes along.
+  addEventListener("scroll", () => described() && placeTip(described()), { passive: true, capture: true });
   container.addEventListener("keydown", (event) => {
     if (!token(event) || event.ctrlKey || event.metaKey || event.altKey) return;
     const next = neighbour(token(event), event.key);
