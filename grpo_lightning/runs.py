@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from grpo_lightning.errors import ConfigurationError
 
 
@@ -60,6 +62,25 @@ def _step(checkpoint: Path) -> int | None:
     except Exception:
         # Reading a foreign file can fail in any way.
         return None
+
+
+def run_model(folder: Path) -> str | None:
+    """Directory or hub name of the model that a run trained; None if the run's folder does not say.
+
+    Args:
+        folder: The run's folder, with ``config.yaml`` of a command line or ``hparams.yaml`` of a logger.
+    """
+    for path in (newest_settings(folder), folder / "hparams.yaml"):
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError):
+            continue
+        # ``model: {model: ...}`` of a command line, within ``init_args`` for a class of one's own; a logger's is flat.
+        for key in ("model", "init_args", "model"):
+            settings = settings.get(key, settings) if isinstance(settings, dict) else settings
+        if isinstance(settings, str):
+            return settings
+    return None
 
 
 def newest_settings(folder: Path) -> Path:

@@ -8,7 +8,7 @@ import torch
 from made_epochs import made_epoch
 
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.runs import Progress, drop_later_records, find_run, newest_checkpoint
+from grpo_lightning.runs import Progress, drop_later_records, find_run, newest_checkpoint, run_model
 from grpo_lightning.trajectories.store import load_epoch, stored_epochs, write_epoch
 
 
@@ -99,3 +99,28 @@ def test_later_records_go(tmp_path, progress, rows, epochs):
 def test_a_folder_without_records_stays_empty(tmp_path):
     drop_later_records(tmp_path, Progress(begun=0, finished=0, step=0))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("config.yaml", "model: {model: org/name, dtype: float32}"),
+        ("config.yaml", "model: {class_path: my.Module, init_args: {model: org/name}}"),
+        ("hparams.yaml", "_instantiator: x\nmodel: org/name"),
+    ],
+)
+def test_the_model_of_a_run(tmp_path, name, settings):
+    (tmp_path / name).write_text(settings)
+    assert run_model(tmp_path) == "org/name"
+
+
+def test_the_newest_settings_name_the_model(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: {model: old}")
+    (tmp_path / "config-2.yaml").write_text("model: {model: new}")
+    assert run_model(tmp_path) == "new"
+
+
+@pytest.mark.parametrize("settings", ["", "- model", "trainer: {}", "model: {dtype: float32}", "model: [", "model: 3"])
+def test_a_run_that_names_no_model(tmp_path, settings):
+    (tmp_path / "config.yaml").write_text(settings)
+    assert run_model(tmp_path) is None

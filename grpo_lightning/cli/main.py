@@ -20,6 +20,7 @@ COMMANDS = {
     "reward-check": "reward_check",
     "replay": "replay",
     "export": "export",
+    "trajectories": "trajectories",
     "ls": "configs",
     "cp": "configs",
 }
