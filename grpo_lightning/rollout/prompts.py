@@ -165,7 +165,8 @@ class PromptEncoder:
     def _require_single(self, task: Task) -> None:
         if self._template is None and len(task.messages) != 1:
             raise ConfigurationError(
-                f"task {name!r}: expected a single message, because plain_prompts is set, but it has {len(messages)}"
+                f"task {task.id!r}: expected a single message, because plain_prompts is set, but it has "
+                f"{len(task.messages)}"
             )
 
     def _named(self, task: str, messages: Sequence[Message], tools: Tools = ()) -> list[int]:

@@ -10,8 +10,8 @@ from grpo_lightning.rollout.episode import Episode, Group
 from grpo_lightning.rollout.ledger import Ledger, Source
 from grpo_lightning.rollout.types import Task
 from grpo_lightning.trajectories.columns import epoch_columns, for_json
+from grpo_lightning.trajectories.exact_json import NotStored
 from grpo_lightning.trajectories.pieces import PieceTable
-from grpo_lightning.trajectories.plain import NotStored
 
 
 def table():
