@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from grpo_lightning.rollout.episode import Episode, Group, Turn
 from grpo_lightning.rollout.ledger import Ledger
+from grpo_lightning.trajectories.exact_json import NotStored
 from grpo_lightning.trajectories.pieces import PieceTable
-from grpo_lightning.trajectories.plain import NotStored
 
 if TYPE_CHECKING:
     from grpo_lightning.trajectories.stored import StoredEpoch
