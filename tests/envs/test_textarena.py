@@ -1,13 +1,17 @@
 import random
 import sys
 import threading
+from functools import partial
 
 import pytest
+from fakes import EOS_ID, encode
+from games import play as roll_out
 
 from grpo_lightning.envs import InvalidAction
 from grpo_lightning.envs.textarena import TextArena
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.rollout.types import Action, Task
+from grpo_lightning.rollout.types import Action, Generation, Task
+from grpo_lightning.tasks import SeedTasks
 
 pytest.importorskip("textarena")
 
@@ -151,6 +155,34 @@ def test_many_episodes_at_once_are_each_what_they_are_alone():
         random.setstate(state)
     assert len(together) == 65
     assert together == alone
+
+
+def guesses(prompt, params, seed, version):
+    text = f"[{random.Random(seed).randint(1, 20)}]" if seed % 4 else "?"
+    ids = (*encode(text), EOS_ID)
+    return Generation(ids, (-0.5,) * len(ids), "stop", version)
+
+
+def test_a_rollout_of_many_episodes_can_be_repeated():
+    tasks = [SeedTasks(16)[index] for index in range(16)]
+
+    def told():
+        groups, _ = roll_out(
+            tasks, partial(TextArena, GUESS, invalid_reward=-0.5), generation=guesses, samples=4, max_turns=14
+        )
+        return [episode for group in groups for episode in group.episodes]
+
+    first, second = told(), told()
+    assert len(first) == 64
+    assert [(e.reward, e.turns, e.closing) for e in first] == [(e.reward, e.turns, e.closing) for e in second]
+    assert {episode.status for episode in first} == {"terminated", "truncated"}
+    for episode in first:
+        invalid = [turn for turn in episode.turns if turn.error]
+        assert {turn.reward for turn in invalid} <= {-0.5}
+        assert all(turn.error for turn in episode.turns if turn.action.text == "?")
+        if any(turn.info.get("reason", "").startswith("Congratulations") for turn in episode.turns):
+            assert episode.reward == 1.0 - 0.5 * len(invalid)
+    assert any(episode.turns[-1].reward == 1.0 for episode in first)
 
 
 def test_settings_reach_the_game():
