@@ -8,6 +8,7 @@ from grpo_lightning.callbacks.perturbation import ParameterPerturbation
 from grpo_lightning.callbacks.prediction_writer import PredictionWriter
 from grpo_lightning.callbacks.ratio_degeneracy import RatioDegeneracyDetector
 from grpo_lightning.callbacks.run_summary import RunSummary
+from grpo_lightning.callbacks.trajectory_store import TrajectoryStore
 
 __all__ = [
     "AdapterExport",
@@ -18,4 +19,5 @@ __all__ = [
     "PredictionWriter",
     "RatioDegeneracyDetector",
     "RunSummary",
+    "TrajectoryStore",
 ]

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -345,8 +346,7 @@ class RolloutDataModule(LightningDataModule):
             if tasks is not None and tasks[0].messages:
                 encoder.check(tasks)
             if tasks is not None and self.multi_turn:
-                task = tasks[0]
-                processes().from_first(lambda task=task: probe(self.environments, task, encoder, self.episodes))
+                processes().from_first(partial(probe, self.environments, tasks[0], encoder, self.episodes))
         return encoder
 
     def plan(self, trainer: Any) -> BatchPlan:

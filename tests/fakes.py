@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from grpo_lightning.errors import RolloutError
+from grpo_lightning.rollout.continuation import Continuation
 from grpo_lightning.rollout.engine import CURRENT, Adapter, Current, EngineSpec, require_directory
 from grpo_lightning.rollout.episode import Episode, Group, Turn
 from grpo_lightning.rollout.ledger import Ledger, Source
@@ -56,6 +57,44 @@ def random_generation(
         tokens[-1] = min(stops)
     logprobs = [math.log(rng.uniform(0.05, 0.95)) for _ in tokens]
     return Generation(tuple(tokens), tuple(logprobs), "stop" if stopped else "length", version)
+
+
+class FakeChat:
+    """What a `Player` needs of a `PromptEncoder`, on the tiny vocabulary: each message is ``<r text>``.
+
+    Turns end with EOS; the answer begins behind ``<a ``.
+    """
+
+    stop_token_ids = (EOS_ID,)
+
+    def first(self, messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[int]:
+        return encode("".join(f"<{m['role'][0]} {m['content']}>" for m in messages) + "<a ")
+
+    def prompt(self, name: str, messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[int]:
+        return self.first(messages, tools)
+
+    def continuation(
+        self, completion_ids: Sequence[int], messages: Sequence[Any], tools: Sequence[Any] = ()
+    ) -> Continuation:
+        ended = bool(completion_ids) and completion_ids[-1] == EOS_ID
+        return Continuation(() if ended else (EOS_ID,), tuple(encode(">") + self.first(messages)))
+
+    def shows_tools(self, tools: Sequence[Any]) -> bool:
+        return False
+
+    def with_system_prompt(self, messages: Sequence[Any]) -> Sequence[Any]:
+        return messages
+
+    def forced(self, text: str) -> list[int]:
+        return [*encode(text), EOS_ID]
+
+    def is_extension(
+        self, ledger_ids: Sequence[int], continuation: Continuation, messages: Sequence[Any], tools: Sequence[Any] = ()
+    ) -> bool:
+        return "<think>" not in decode(ledger_ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return decode(token_ids)
 
 
 def constant_scores(token_ids: Sequence[int], version: int) -> list[float]:

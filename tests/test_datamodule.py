@@ -6,7 +6,7 @@ from runs import MODEL, data, trainer
 
 from grpo_lightning import GRPOModule, RolloutDataModule
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.rollout.collector import request_seed
+from grpo_lightning.rollout.player import request_seed
 from grpo_lightning.tasks import SumTasks, sequential
 
 

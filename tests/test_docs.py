@@ -19,7 +19,7 @@ from grpo_lightning.callbacks import RatioDegeneracyDetector
 from grpo_lightning.rollout.engine import RolloutEngine
 
 ROOT = DOCS.parent
-PACKAGES = ("", ".callbacks", ".diagnostics", ".functional", ".loggers", ".metrics", ".rewards", ".tasks")
+PACKAGES = ("", ".callbacks", ".diagnostics", ".envs", ".functional", ".loggers", ".metrics", ".rewards", ".tasks")
 PUBLIC = [
     (f"grpo_lightning{package}", name)
     for package in PACKAGES

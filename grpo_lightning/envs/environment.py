@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from grpo_lightning.envs.tool_calls import ToolFormat
 from grpo_lightning.rollout.types import Action, Message, Task
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ class Observation:
     Attributes:
         messages: What is new, in the OpenAI chat shape; never messages of the assistant.
         tools: JSON schemas of the tools that may be called, in the OpenAI shape; on reset only.
+        tool_format: How calls of them are written; told by the markers in the text by default.
         reward: What the last action earned; None if this environment leaves rewards to reward functions.
         terminated: Whether the episode is over.
         truncated: Whether it was cut off before it was over.
@@ -28,6 +30,7 @@ class Observation:
 
     messages: tuple[Message, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
+    tool_format: ToolFormat = "auto"
     reward: float | None = 0.0
     terminated: bool = False
     truncated: bool = False

@@ -23,29 +23,30 @@ class GuardedEnvironment:
     """The environment of one episode: plain methods run in threads, every call has a time limit, failures are named.
 
     Args:
-        environment: The environment.
-        name: Its name in messages.
+        environment: The environment; None while it is being made.
         task: Task of the episode.
         settings: The limits.
     """
 
-    def __init__(self, environment: Environment, name: str, task: Task, settings: EpisodeSettings) -> None:
-        self._environment = environment
-        self._name = name
+    def __init__(self, environment: Environment | None, task: Task, settings: EpisodeSettings) -> None:
+        self._made = environment
         self._task = task
         self._settings = settings
         self._turn = 0
 
     @classmethod
-    async def make(cls, factory: EnvironmentFactory, name: str, task: Task, settings: EpisodeSettings) -> Self:
+    async def make(cls, factory: EnvironmentFactory, task: Task, settings: EpisodeSettings) -> Self:
         """A fresh environment.
 
         Raises:
             EnvironmentFault: If it cannot be made.
         """
-        guarded = cls(_Absent(), name, task, settings)
-        guarded._environment = await guarded._call("making it", factory)
-        return guarded
+        return cls(await cls(None, task, settings)._call("making it", factory), task, settings)
+
+    @property
+    def _environment(self) -> Environment:
+        assert self._made is not None
+        return self._made
 
     async def reset(self) -> Observation:
         """Begin the episode.
@@ -123,14 +124,11 @@ class GuardedEnvironment:
 
     @property
     def _place(self) -> str:
-        return f"environment {self._name}, task {self._task.id!r}, turn {self._turn}"
+        name = self._task.env or ("(new)" if self._made is None else type(self._made).__name__)
+        return f"environment {name}, task {self._task.id!r}, turn {self._turn}"
 
     def _fault(self, what: str) -> EnvironmentFault:
         return EnvironmentFault(f"{self._place}: {what}")
-
-
-class _Absent(Environment):
-    """Stands for an environment that could not be made."""
 
 
 def _is_finite(value: Any) -> bool:

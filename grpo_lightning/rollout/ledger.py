@@ -54,7 +54,7 @@ class Ledger:
 
     def __post_init__(self) -> None:
         for column in fields(self):
-            values = np.array(getattr(self, column.name), dtype=_DTYPES[column.name])
+            values: NDArray[Any] = np.array(getattr(self, column.name), dtype=_DTYPES[column.name])
             values.flags.writeable = False
             object.__setattr__(self, column.name, values)
         self._check()
@@ -132,7 +132,8 @@ class Ledger:
     @property
     def sampled(self) -> NDArray[np.bool_]:
         """Which tokens the policy sampled, ``[L]``."""
-        return self.source == Source.SAMPLED
+        sampled: NDArray[np.bool_] = self.source == Source.SAMPLED
+        return sampled
 
     @property
     def prompt_length(self) -> int:

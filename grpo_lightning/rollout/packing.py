@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from grpo_lightning.rollout.batch import PROMPT, PackedBatch
 from grpo_lightning.rollout.episode import Episode, Group
@@ -160,13 +162,13 @@ def pack(rows: Sequence[Row], temperature: float, banned_token_ids: tuple[int, .
     Raises:
         ValueError: If a sequence does not begin with the prompt of its row.
     """
-    inputs: dict[str, list[np.ndarray]] = {
+    inputs: dict[str, list[NDArray[Any]]] = {
         name: [] for name in ("input_ids", "position_ids", "row_ids", "sequence_ids")
     }
-    targets: dict[str, list[np.ndarray]] = {}
+    targets: dict[str, list[NDArray[Any]]] = {}
     total = sequence = 0
 
-    def add(ids: np.ndarray, position: int, row: int, owner: int) -> None:
+    def add(ids: NDArray[Any], position: int, row: int, owner: int) -> None:
         nonlocal total
         count = len(ids)
         columns = (ids, np.arange(position, position + count), np.full(count, row), np.full(count, owner))
@@ -202,5 +204,7 @@ def pack(rows: Sequence[Row], temperature: float, banned_token_ids: tuple[int, .
             for name, column in columns.items():
                 targets.setdefault(name, []).append(column)
             sequence += 1
-    columns = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in (inputs | targets).items()}
-    return PackedBatch(**columns, temperature=temperature, banned_token_ids=banned_token_ids)
+    tensors: dict[str, Any] = {
+        name: torch.from_numpy(np.concatenate(parts)) for name, parts in (inputs | targets).items()
+    }
+    return PackedBatch(**tensors, temperature=temperature, banned_token_ids=banned_token_ids)

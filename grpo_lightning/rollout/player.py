@@ -9,10 +9,8 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from grpo_lightning.envs.environment import EnvironmentFactory, InvalidAction, Observation
-from grpo_lightning.envs.tool_calls import parse_tool_calls
 from grpo_lightning.errors import RewardError
 from grpo_lightning.rewards.scorer import Scorer
 from grpo_lightning.rollout.engine import RolloutEngine
@@ -22,6 +20,7 @@ from grpo_lightning.rollout.guarded_environment import EnvironmentFault, Guarded
 from grpo_lightning.rollout.ledger import NO_VERSION, Ledger, Source
 from grpo_lightning.rollout.plain import plain
 from grpo_lightning.rollout.prompts import PromptEncoder
+from grpo_lightning.rollout.tool_use import ToolUse
 from grpo_lightning.rollout.types import Action, Generation, Message, SamplingSettings, Task
 from grpo_lightning.rollout.validation import validate_generation
 
@@ -33,7 +32,7 @@ class _Position:
     """An episode so far: what was said, and the observation that is to be answered next, if it goes on."""
 
     observation: Observation
-    tools: tuple[Mapping[str, Any], ...]
+    tools: ToolUse
     conversation: tuple[Message, ...]
     ledgers: tuple[Ledger, ...]
     turns: tuple[Turn, ...] = ()
@@ -96,8 +95,7 @@ class Player:
         return self._open.setdefault(name, asyncio.Semaphore(2**31 if limit is None else limit))
 
     async def _attempt(self, task: Task, number: int) -> Episode:
-        factory = self.environments[task.env]
-        environment = await GuardedEnvironment.make(factory, environment_name(factory, task), task, self.settings)
+        environment = await GuardedEnvironment.make(self.environments[task.env], task, self.settings)
         try:
             position = self._begun(task, await environment.reset())
             limit = asyncio.timeout(self.settings.timeout)
@@ -114,8 +112,9 @@ class Player:
             await environment.close()
 
     def _begun(self, task: Task, observation: Observation) -> _Position:
-        messages, tools = observation.messages, observation.tools
-        ledger = Ledger.of_prompt(self.encoder.prompt(task.id, messages, tools))
+        tools = ToolUse.of(observation, self.encoder)
+        messages = tools.opening(observation.messages, self.encoder)
+        ledger = Ledger.of_prompt(self.encoder.prompt(task.id, messages, tools.for_template))
         status: EpisodeStatus | None = "truncated" if observation.terminated or observation.truncated else None
         return _Position(observation, tools, messages, (ledger,), status=status)
 
@@ -160,7 +159,7 @@ class Player:
         )
         validate_generation(generation, task.id)
         action = to_action(generation, self.encoder)
-        return replace(action, tool_calls=parse_tool_calls(action.text)) if position.tools else action
+        return replace(action, tool_calls=position.tools.calls(action.text))
 
     def _left(self, position: _Position) -> int:
         """Tokens that the policy may still say."""
@@ -170,7 +169,7 @@ class Player:
     def _forced(self, position: _Position) -> Action:
         text = position.observation.forced_action
         assert text is not None
-        calls = parse_tool_calls(text) if position.tools else ()
+        calls = position.tools.calls(text)
         return Action(text, tuple(self.encoder.forced(text)), (), 0.0, True, "stop", NO_VERSION, calls)
 
     async def _answer(self, environment: GuardedEnvironment, turn: int, action: Action) -> Observation:
@@ -191,14 +190,16 @@ class Player:
             return replace(position, status="terminated")
         if answer.truncated or turn >= self.settings.max_turns or self._left(position) <= 0:
             return replace(position, status="truncated")
-        messages, tools = answer.messages, position.tools
+        messages, tools = position.tools.observed(answer.messages), position.tools.for_template
         conversation = (*position.conversation, *messages)
         ledger = position.ledgers[-1]
         following = self.encoder.continuation(position.turns[-1].action.token_ids, messages, tools)
         longer = ledger.extended(following.close, Source.FORCED, turn - 1)
         longer = longer.extended(following.observation, Source.ENVIRONMENT, turn)
         ledgers = (*position.ledgers[:-1], longer)
-        if self.settings.thinking == "split" and not self.encoder.is_extension(longer, conversation, tools):
+        if self.settings.thinking == "split" and not self.encoder.is_extension(
+            ledger.token_ids.tolist(), following, conversation, tools
+        ):
             ledgers = (*position.ledgers, Ledger.of_prompt(self.encoder.first(conversation, tools), turn))
         if len(ledgers[-1]) >= self.max_context and self.settings.context_limit == "split":
             kept = (*self._opening(position), position.conversation[-1], *messages)
@@ -250,13 +251,6 @@ def to_action(generation: Generation, encoder: PromptEncoder) -> Action:
         finish_reason=generation.finish_reason,
         policy_version=generation.policy_version,
     )
-
-
-def environment_name(factory: EnvironmentFactory, task: Task) -> str:
-    """What to call an environment in messages."""
-    while hasattr(factory, "func"):
-        factory = factory.args[0] if factory.args and isinstance(factory.args[0], type) else factory.func
-    return task.env or getattr(factory, "__name__", None) or type(factory).__name__
 
 
 def request_seed(*parts: object) -> int:

@@ -7,8 +7,8 @@ from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.episode_settings import EpisodeSettings
 from grpo_lightning.rollout.guarded_environment import EnvironmentFault, GuardedEnvironment
 from grpo_lightning.rollout.loop import EventLoopThread
-from grpo_lightning.rollout.player import environment_name
 from grpo_lightning.rollout.prompts import PromptEncoder
+from grpo_lightning.rollout.tool_use import ToolUse
 from grpo_lightning.rollout.types import Task
 
 
@@ -39,14 +39,14 @@ def probe(
         raise ConfigurationError(str(fault)) from fault
     finally:
         loop.close()
-    encoder.prompt(task.id, observation.messages, observation.tools)
-    roles = ("user", "tool") if observation.tools else ("user",)
+    tools = ToolUse.of(observation, encoder)
+    encoder.prompt(task.id, tools.opening(observation.messages, encoder), tools.for_template)
     if settings.max_turns > 1:
-        encoder.check_turns(observation.tools, roles)
+        encoder.check_turns(tools.for_template, ("user", "tool") if tools.for_template else ("user",))
 
 
 async def _first_observation(factory: EnvironmentFactory, task: Task, settings: EpisodeSettings) -> Observation:
-    environment = await GuardedEnvironment.make(factory, environment_name(factory, task), task, settings)
+    environment = await GuardedEnvironment.make(factory, task, settings)
     try:
         return await environment.reset()
     finally:

@@ -5,6 +5,7 @@ from grpo_lightning.tasks.jsonl import JsonlTasks
 from grpo_lightning.tasks.order import Order, Widening, sequential, shuffled
 from grpo_lightning.tasks.parquet import ParquetTasks
 from grpo_lightning.tasks.reasoning_gym import ReasoningGymTasks
+from grpo_lightning.tasks.seeds import SeedTasks
 from grpo_lightning.tasks.source import Subset, TaskSource, hold_out
 from grpo_lightning.tasks.sums import SumTasks
 
@@ -14,6 +15,7 @@ __all__ = [
     "Order",
     "ParquetTasks",
     "ReasoningGymTasks",
+    "SeedTasks",
     "Subset",
     "SumTasks",
     "TaskSource",

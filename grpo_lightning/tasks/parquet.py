@@ -64,11 +64,9 @@ class _Rows:
 
 
 def _read(file: Path) -> Any:
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise ConfigurationError("ParquetTasks needs pyarrow: install grpo-lightning[parquet]") from error
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
     try:
         with ParquetFile(file) as opened:
             return opened.read()

@@ -1,17 +1,14 @@
 import re
-import sys
 
+import pyarrow
 import pytest
+from pyarrow.parquet import write_table
 
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.tasks import ParquetTasks
 
-pyarrow = pytest.importorskip("pyarrow")
-
 
 def write(path, table, **settings):
-    from pyarrow.parquet import write_table
-
     write_table(pyarrow.Table.from_pylist(table) if isinstance(table, list) else table, path, **settings)
 
 
@@ -89,10 +86,3 @@ def test_damaged_data_are_refused_by_name(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ConfigurationError, match=re.escape(f"cannot read {path}: ")):
         ParquetTasks(path)
-
-
-def test_missing_package_says_what_to_install(tmp_path, monkeypatch):
-    write(tmp_path / "tasks.parquet", [{"prompt": "a"}])
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigurationError, match=r"install grpo-lightning\[parquet\]"):
-        ParquetTasks(tmp_path)

@@ -4,7 +4,9 @@ import json
 import re
 from dataclasses import dataclass
 
+import pyarrow
 import pytest
+from pyarrow.parquet import write_table
 
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.tasks import DatasetTasks, JsonlTasks, ParquetTasks, TaskSource
@@ -27,8 +29,7 @@ class Source:
         if self.kind == "jsonl":
             self.path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
         elif self.kind == "parquet":
-            pyarrow = pytest.importorskip("pyarrow")
-            pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(list(records)), self.path)
+            write_table(pyarrow.Table.from_pylist(list(records)), self.path)
         else:
             pytest.importorskip("datasets").Dataset.from_list(list(records)).save_to_disk(self.path)
         return self.path
