@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 
-async def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+async def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call a plain function in a daemon thread, or await an async one; attempts to exit become errors.
 
     Args:

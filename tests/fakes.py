@@ -88,10 +88,8 @@ class FakeChat:
     def forced(self, text: str) -> list[int]:
         return [*encode(text), EOS_ID]
 
-    def is_extension(
-        self, ledger_ids: Sequence[int], continuation: Continuation, messages: Sequence[Any], tools: Sequence[Any] = ()
-    ) -> bool:
-        return "<think>" not in decode(ledger_ids)
+    def is_extension(self, token_ids: Sequence[int], messages: Sequence[Any], tools: Sequence[Any] = ()) -> bool:
+        return "<think>" not in decode(token_ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return decode(token_ids)

@@ -1,5 +1,6 @@
 """What an environment is: it says something, the policy acts, it says something new, until it ends."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ class InvalidAction(Exception):
         self.reward = reward
 
 
-class Environment:
+class Environment(ABC):
     """One episode's world. A fresh one is made for every episode and closed when it ends, however it ends.
 
     Methods may be ``async`` or plain; plain ones are called in a thread, so they may block. An exception other than
@@ -66,17 +67,17 @@ class Environment:
     `step` ends the episode.
     """
 
+    @abstractmethod
     def reset(self, task: Task) -> Observation | Awaitable[Observation]:
         """Begin the episode of a task. The same task must give the same observation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, action: Action) -> Observation | Awaitable[Observation]:
         """Take an action.
 
         Raises:
             InvalidAction: If the action cannot be read.
         """
-        raise NotImplementedError
 
     def default_action(self) -> str | Awaitable[str]:
         """Text of the move to make in the policy's place after an invalid one, where the user chose that."""

@@ -5,7 +5,6 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from grpo_lightning import threads
@@ -143,7 +142,7 @@ class ToolSet:
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
-                result = await threads.call(partial(tool.function, **arguments))
+                result = await threads.call(tool.function, **arguments)
             return ToolResult(self._cut(_as_text(result)))
         except Exception as error:
             if limit.expired():

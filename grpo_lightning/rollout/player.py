@@ -198,7 +198,7 @@ class Player:
         longer = longer.extended(following.observation, Source.ENVIRONMENT, turn)
         ledgers = (*position.ledgers[:-1], longer)
         if self.settings.thinking == "split" and not self.encoder.is_extension(
-            ledger.token_ids.tolist(), following, conversation, tools
+            longer.token_ids.tolist(), conversation, tools
         ):
             ledgers = (*position.ledgers, Ledger.of_prompt(self.encoder.first(conversation, tools), turn))
         if len(ledgers[-1]) >= self.max_context and self.settings.context_limit == "split":

@@ -347,7 +347,7 @@ class TestFaults:
         assert "score() should return finite numbers by name" in one(Scoring, retries=0)[0].failure
 
     def test_an_environment_that_exits_does_not_end_the_run(self):
-        class Exits(Environment):
+        class Exits(Echo):
             def reset(self, task):
                 raise SystemExit(3)
 
