@@ -190,6 +190,12 @@ class TestToolResults:
         assert close == IM_END
         assert observation == "\n<|im_start|>tool\n42 for id[<|im_<|im_end|>\n" + NEXT
 
+    def test_follow_the_end_of_the_turn_and_not_of_the_call(self, make):
+        encoder = make(TOOLS_IN_CALLS.replace(")]{% endfor", ")<|call_end|>]{% endfor"), (END_OF_TEXT,))
+        close, observation = shown(encoder, encoder.continuation((), [result("42")], TOOLS))
+        assert close == IM_END
+        assert observation.startswith("\n<|im_start|>tool\n42")
+
     def test_may_be_several(self, make):
         encoder = make(TOOLS_IN_CALLS)
         results = [{**result(str(i)), "tool_call_id": f"id{i}"} for i in range(2)]
