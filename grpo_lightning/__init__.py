@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from grpo_lightning.datamodule import RolloutDataModule
     from grpo_lightning.module import GRPOModule
+    from grpo_lightning.rollout.episode_settings import EpisodeSettings
     from grpo_lightning.rollout.transformers_engine import TransformersEngine
     from grpo_lightning.rollout.vllm_engine import VLLMEngine
 
-__all__ = ["GRPOModule", "RolloutDataModule", "TransformersEngine", "VLLMEngine"]
+__all__ = ["EpisodeSettings", "GRPOModule", "RolloutDataModule", "TransformersEngine", "VLLMEngine"]
 
 _HOME = {
+    "EpisodeSettings": "grpo_lightning.rollout.episode_settings",
     "GRPOModule": "grpo_lightning.module",
     "RolloutDataModule": "grpo_lightning.datamodule",
     "TransformersEngine": "grpo_lightning.rollout.transformers_engine",

@@ -249,6 +249,20 @@ class GRPOModule(LightningModule):
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that Lightning's and DDP's averages give the exact global mean."""
+        loss, evidence = self.batch_loss(batch)
+        self._evidence.append(evidence)
+        self._input_tokens += batch.num_tokens
+        return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def batch_loss(self, batch: PackedBatch) -> tuple[Tensor, MicroBatchEvidence]:
+        """A micro-batch's share of the loss of its optimizer step, and what the checks see of it.
+
+        Args:
+            batch: The micro-batch, on this module's device.
+
+        Raises:
+            LedgerError: If not all of its targets were sampled by the policy.
+        """
         batch.require_sampled()
         logprobs, entropy = self.policy.token_logprobs(batch)
         surrogate = clipped_surrogate(
@@ -267,10 +281,7 @@ class GRPOModule(LightningModule):
             kl = kl_k3(logprobs, reference)
             loss = loss + self.hparams["kl_coef"] * (batch.loss_weight * kl).sum()
             reference_kl = kl.detach()
-        evidence = micro_batch_evidence(batch, logprobs, surrogate, entropy, reference_kl, self.policy_version)
-        self._evidence.append(evidence)
-        self._input_tokens += batch.num_tokens
-        return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return loss, micro_batch_evidence(batch, logprobs, surrogate, entropy, reference_kl, self.policy_version)
 
     def current_update(self) -> Update:
         """What the optimizer step that is about to be taken sees, of all processes together.

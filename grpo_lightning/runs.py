@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from grpo_lightning.errors import ConfigurationError
 
 
@@ -25,7 +27,7 @@ def find_run(folder: Path) -> tuple[Path, Path]:
     """
     config, checkpoint = folder / "config.yaml", newest_checkpoint(folder)
     if config.is_file() and checkpoint is not None:
-        return _newest_settings(folder), checkpoint
+        return newest_settings(folder), checkpoint
     looked_for = {config: config.is_file(), folder / "checkpoints" / "*.ckpt": bool(_checkpoints(folder))}
     if _checkpoints(folder) and checkpoint is None:
         looked_for[folder / "checkpoints" / "*.ckpt (whole)"] = False
@@ -62,8 +64,33 @@ def _step(checkpoint: Path) -> int | None:
         return None
 
 
-def _newest_settings(folder: Path) -> Path:
-    """Each time that a run goes on, its settings then are saved under the next number."""
+def run_model(folder: Path) -> str | None:
+    """Directory or hub name of the model that a run trained; None if the run's folder does not say.
+
+    Args:
+        folder: The run's folder, with ``config.yaml`` of a command line or ``hparams.yaml`` of a logger.
+    """
+    for path in (newest_settings(folder), folder / "hparams.yaml"):
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError):
+            continue
+        # ``model: {model: ...}`` of a command line, within ``init_args`` for a class of one's own; a logger's is flat.
+        for key in ("model", "init_args", "model"):
+            settings = settings.get(key, settings) if isinstance(settings, dict) else settings
+        if isinstance(settings, str):
+            return settings
+    return None
+
+
+def newest_settings(folder: Path) -> Path:
+    """The settings of a run as they were when it last went on.
+
+    Each time that a run goes on, its settings then are saved under the next number.
+
+    Args:
+        folder: The run's folder.
+    """
     numbers = {int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(r"config-(\d+)\.yaml", path.name))}
     return folder / f"config-{max(numbers)}.yaml" if numbers else folder / "config.yaml"
 

@@ -17,13 +17,13 @@ async def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         *args: Its positional arguments.
         **kwargs: Its keyword arguments.
     """
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
-        try:
+    try:
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
             return await function(*args, **kwargs)
-        except (SystemExit, KeyboardInterrupt) as error:
-            raise Contained(described(error)) from error
-    result = await in_daemon_thread(partial(function, *args, **kwargs))
-    return await result if inspect.isawaitable(result) else result
+        result = await in_daemon_thread(partial(function, *args, **kwargs))
+        return await result if inspect.isawaitable(result) else result
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise Contained(described(error)) from error
 
 
 async def in_daemon_thread(call: Callable[[], Any]) -> Any:

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from grpo_lightning import GRPOModule, RolloutDataModule, TransformersEngine, VLLMEngine
-from grpo_lightning.callbacks import AdapterExport, CompletionLog, RunSummary
+from grpo_lightning.callbacks import AdapterExport, CompletionLog, RunSummary, TrajectoryStore
 from grpo_lightning.errors import GRPOError
 from grpo_lightning.functional import clipped_surrogate
 from grpo_lightning.tasks import SumTasks
@@ -74,6 +74,7 @@ def main() -> None:
             AdapterExport(),
             CompletionLog(),
             RunSummary(plot=False),
+            TrajectoryStore(),
         ],
     )
     module = GRPOModule(

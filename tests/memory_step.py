@@ -10,10 +10,11 @@ import lightning.pytorch
 import peft
 import torch
 import transformers
+from fakes import make_row
 
 from grpo_lightning.demo import prepare_model
 from grpo_lightning.loading import load_policy
-from grpo_lightning.rollout.packing import PackedSequence, Row, pack
+from grpo_lightning.rollout.packing import pack
 
 
 def status(name):
@@ -31,10 +32,7 @@ def main(dtype, prompts, samples, prompt_tokens, completion_tokens, checkpointin
     def ids(count):
         return tuple(torch.randint(49000, (count,), generator=random).tolist())
 
-    def sequence():
-        return PackedSequence(ids(completion_tokens), (-1.0,) * completion_tokens, 1.0, 1.0, 0)
-
-    rows = [Row(ids(prompt_tokens), tuple(sequence() for _ in range(samples))) for _ in range(prompts)]
+    rows = [make_row(ids(prompt_tokens), [ids(completion_tokens) for _ in range(samples)]) for _ in range(prompts)]
     batch = pack(rows, 1.0)
     for _ in range(2):
         logprobs, _ = policy.token_logprobs(batch)

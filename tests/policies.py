@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from fakes import make_row
 from lightning.pytorch.callbacks import ModelCheckpoint
 from runs import data, trainer
 
@@ -11,7 +12,7 @@ from grpo_lightning import GRPOModule
 from grpo_lightning.adapters import save_adapter
 from grpo_lightning.callbacks import RatioDegeneracyDetector
 from grpo_lightning.loading import load_policy
-from grpo_lightning.rollout.packing import PackedSequence, Row, pack
+from grpo_lightning.rollout.packing import pack
 
 
 def relaxed():
@@ -59,10 +60,7 @@ def batch(vocabulary=90):
     def ids(count):
         return tuple(torch.randint(3, vocabulary, (count,), generator=random).tolist())
 
-    def sequence(count):
-        return PackedSequence(ids(count), (-1.0,) * count, advantage=1.0, weight=1.0, policy_version=0)
-
-    return pack([Row(ids(5), tuple(sequence(n) for n in lengths)) for lengths in ((3, 6), (9,), (2, 4, 7))], 0.9)
+    return pack([make_row(ids(5), [ids(n) for n in lengths]) for lengths in ((3, 6), (9,), (2, 4, 7))], 0.9)
 
 
 def logprobs(policy):

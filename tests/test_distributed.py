@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from grpo_lightning.distributed import Processes
+from grpo_lightning.trajectories.store import load_epoch, stored_epochs
 
 SCRIPT = Path(__file__).parent / "ddp_script.py"
 TIMED = ("time/", "throughput/")
@@ -92,6 +94,14 @@ def test_files_are_written_once_and_a_run_is_resumed_by_two(tmp_path, tiny_model
         assert torch.equal(mine["gradients"], expected["gradients"][1:])
         for name, weight in expected["weights"].items():
             assert torch.equal(mine["weights"][name], weight)
+    stored, again = ({n: load_epoch(p) for n, p in stored_epochs(f).items()} for f in (folder, tmp_path / "rest"))
+    assert list(stored) == list(again) == [0, 1]
+    for epoch, content in stored.items():
+        ledgers = [ledger for group in content.groups for episode in group.episodes for ledger in episode.ledgers]
+        trained = np.concatenate([ledger.sampled for ledger in ledgers])
+        # What both processes computed, and before the checkpoint too, is there.
+        assert np.array_equal(~np.isnan(content.log_ratios), trained)
+        assert np.array_equal(content.log_ratios, again[epoch].log_ratios, equal_nan=True)
 
 
 @pytest.mark.parametrize(

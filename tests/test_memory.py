@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from fakes import make_row
 
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.functional.logprobs import DEFAULT_CHUNK_BYTES
 from grpo_lightning.loading import adapter_settings, load_policy
 from grpo_lightning.memory import BatchShape, NoEstimateError, estimate_memory
+from grpo_lightning.rollout.packing import pack
 
 SHAPE = BatchShape(prompts=2, samples=4, prompt_tokens=24, completion_tokens=32)
 
@@ -43,12 +45,9 @@ def test_weights_are_counted_exactly(tiny_qwen3):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_activations_are_what_the_policy_saves(model, dtype, request):
     """Against the forward pass with real tensors; the packed batch has one input token less a completion."""
-    from grpo_lightning.rollout.packing import PackedSequence, Row, pack
-
     model = request.getfixturevalue(model)
     policy = load_policy(model, dtype=dtype, lora_rank=4)
-    sequence = PackedSequence((5,) * 32, (-1.0,) * 32, 1.0, 1.0, 0)
-    batch = pack([Row((4,) * 24, (sequence,) * 4)] * 2, 1.0)
+    batch = pack([make_row((4,) * 24, [(5,) * 32] * 4)] * 2, 1.0)
     fixed = {p.untyped_storage().data_ptr() for p in policy.parameters()}
     saved = {}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+VIEWER = ROOT / "grpo_lightning" / "trajectories" / "viewer"
 
 
 def python(code, **settings):
@@ -61,6 +62,9 @@ def test_the_wheel_is_one_package(tmp_path):
     assert "grpo_lightning/callbacks/ratio_degeneracy.py" in names
     assert "grpo_lightning/py.typed" in names
     assert "grpo_lightning/configs/demo_cpu.yaml" in names
+    viewer = {f"grpo_lightning/trajectories/viewer/{p.name}" for p in VIEWER.iterdir()}
+    assert viewer <= set(names)
+    assert len(viewer) > 2
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     found = python(

@@ -4,6 +4,7 @@ import types
 
 import pytest
 import torch
+from fakes import make_row
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -27,6 +28,7 @@ from transformers import (
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.loading import load_policy
 from grpo_lightning.policy import choose_layout, unpack
+from grpo_lightning.rollout.ledger import Ledger, Source
 from grpo_lightning.rollout.packing import PackedSequence, Row, pack
 
 TINY = {
@@ -142,32 +144,57 @@ def tiny_policy(directory, **kwargs):
     return policy
 
 
+TURNS = {
+    # Of each row the tokens of the prompt, and of each sequence its pieces: sampled, forced, or of the environment.
+    "mixed turns": [
+        (5, ("s3 f1 e4 s2", "s1 e2 s1 e1 s4", "s2")),
+        (1, ("f2 e1 s3", "s1 f1 e3 f2 e2 s2 e5")),
+        (3, ("e2 s1", "s4 f3")),
+        (4, ("s1 e1 s1 e1 s1 e1 s1",)),
+    ],
+    "long observations": [(2, ("s1 e20 s1", "s2 e1 s2 e17 s1")), (6, ("f9 s2",))],
+    "the system opens and closes": [(1, ("f1 s1 f1", "f3 e1 s2 e4 f1")), (3, ("e1 s1 e1",))],
+}
+ROWS = LENGTHS | TURNS
+
+
 def make_rows(lengths, seed=3, vocabulary=97):
     generator = torch.Generator().manual_seed(seed)
 
     def ids(n):
         return tuple(torch.randint(vocabulary, (n,), generator=generator).tolist())
 
-    def sequence(n):
-        return PackedSequence(ids(n), (-1.0,) * n, advantage=1.0, weight=1.0, policy_version=0)
+    def sequence(prompt, pieces):
+        ledger = Ledger.of_prompt(prompt)
+        for turn, (kind, *count) in enumerate(pieces.split()):
+            tokens = ids(int("".join(count)))
+            if kind == "s":
+                ledger = ledger.extended(tokens, Source.SAMPLED, turn, [-1.0] * len(tokens), 0)
+            else:
+                ledger = ledger.extended(tokens, Source.FORCED if kind == "f" else Source.ENVIRONMENT, turn)
+        return PackedSequence(ledger, 0, (1.0,) * len(pieces.split()), 1.0)
 
-    return [Row(ids(prompt), tuple(sequence(n) for n in completions)) for prompt, completions in lengths]
+    def row(prompt, completions):
+        return Row(prompt, tuple(sequence(prompt, c if isinstance(c, str) else f"s{c}") for c in completions))
+
+    return [row(ids(prompt), completions) for prompt, completions in lengths]
 
 
 def padded_logprobs(model, rows, temperature, banned=()):
-    """One line for each completion, prompt first, padded on the right; the model's own logits."""
-    lines = [(list(row.prompt_ids), list(s.token_ids)) for row in rows for s in row.sequences]
-    longest = max(len(p) + len(c) for p, c in lines)
-    input_ids = torch.tensor([p + c + [0] * (longest - len(p) - len(c)) for p, c in lines])
-    mask = torch.tensor([[1] * (len(p) + len(c)) + [0] * (longest - len(p) - len(c)) for p, c in lines])
+    """One line for each sequence with all its tokens, padded on the right; the model's own logits."""
+    ledgers = [s.ledger for row in rows for s in row.sequences]
+    longest = max(map(len, ledgers))
+    input_ids = torch.tensor([ledger.token_ids.tolist() + [0] * (longest - len(ledger)) for ledger in ledgers])
+    mask = torch.tensor([[1] * len(ledger) + [0] * (longest - len(ledger)) for ledger in ledgers])
     logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
     logits[..., list(banned)] = -torch.finfo(logits.dtype).max / 8
     logp = (logits / temperature).log_softmax(-1)
     picked, values = [], []
-    for line, (prompt, completion) in enumerate(lines):
-        for t, token in enumerate(completion):
-            picked.append(logp[line, len(prompt) + t - 1])
-            values.append(picked[-1][token])
+    for line, ledger in enumerate(ledgers):
+        for place, source in enumerate(ledger.source):
+            if source == Source.SAMPLED:
+                picked.append(logp[line, place - 1])
+                values.append(picked[-1][ledger.token_ids[place]])
     entropies = [-(line.exp() * line).sum() for line in picked]
     return torch.stack(values), torch.stack(entropies)
 
@@ -192,13 +219,13 @@ def assert_packed_equals_padded(policy, rows, temperature=0.7, tolerance=1e-10, 
     return wanted
 
 
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+@pytest.mark.parametrize("lengths", ROWS.values(), ids=ROWS.keys())
 def test_packed_equals_padded(policy64, lengths):
     assert policy64._layout == "packed"
     assert_packed_equals_padded(policy64, make_rows(lengths))
 
 
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+@pytest.mark.parametrize("lengths", ROWS.values(), ids=ROWS.keys())
 def test_sequences_layout_equals_padded(policy64, lengths, monkeypatch):
     monkeypatch.setattr(policy64, "_layout", "sequences")
     assert_packed_equals_padded(policy64, make_rows(lengths))
@@ -220,7 +247,7 @@ def test_other_temperatures(policy64, temperature):
 def test_banned_tokens(policy64, monkeypatch, layout):
     monkeypatch.setattr(policy64, "_layout", layout)
     rows = make_rows(LENGTHS["mixed"])
-    sampled = {token for row in rows for s in row.sequences for token in s.token_ids}
+    sampled = {token for row in rows for s in row.sequences for token in s.ledger.token_ids.tolist()}
     banned = tuple(sorted(set(range(policy64.causal_lm.config.vocab_size)) - sampled)[:20])
     assert_packed_equals_padded(policy64, rows, banned=banned)
     with torch.no_grad():
@@ -234,7 +261,8 @@ def test_rows_and_siblings_do_not_see_each_other(policy64):
     # Other tokens in a sibling and in another row change nothing in this one's.
     rows = make_rows(LENGTHS["mixed"])
     changed = make_rows(LENGTHS["mixed"], seed=99)
-    changed[0] = Row(rows[0].prompt_ids, (changed[0].sequences[0], changed[0].sequences[1], rows[0].sequences[2]))
+    kept = [changed[0].sequences[0], changed[0].sequences[1], rows[0].sequences[2]]
+    changed[0] = make_row(rows[0].prompt_ids, [s.ledger.token_ids[s.ledger.prompt_length :].tolist() for s in kept])
     with torch.no_grad():
         before, _ = policy64.token_logprobs(pack(rows, 0.7))
         after, _ = policy64.token_logprobs(pack(changed, 0.7))
@@ -273,17 +301,61 @@ def test_first_rows_have_the_same_logprobs(policy64, monkeypatch, layout):
 
 
 def test_unpack_golden():
-    rows = [
-        Row(
-            (10, 11), (PackedSequence((20, 21, 22), (-1.0,) * 3, 1.0, 1.0, 0), PackedSequence((30,), (-1.0,), 1, 1, 0))
-        ),
-        Row((12,), (PackedSequence((40, 41), (-1.0,) * 2, 1.0, 1.0, 0),)),
-    ]
+    rows = [make_row((10, 11), [(20, 21, 22), (30,)]), make_row((12,), [(40, 41)])]
     ids, lengths, sequence, position = unpack(pack(rows, 1.0))
     assert ids.tolist() == [[10, 11, 20, 21], [10, 11, 0, 0], [12, 40, 0, 0]]
     assert lengths.tolist() == [4, 2, 2]
     assert sequence.tolist() == [0, 0, 0, 1, 2, 2]
     assert position.tolist() == [1, 2, 3, 1, 0, 1]
+
+
+def test_unpack_keeps_what_was_said_between_turns():
+    ledger = Ledger.of_prompt((10, 11)).extended((20,), Source.SAMPLED, 0, [-1.0], 0)
+    ledger = ledger.extended((21,), Source.FORCED, 0).extended((30, 31), Source.ENVIRONMENT, 1)
+    ledger = ledger.extended((40, 41), Source.SAMPLED, 1, [-1.0, -1.0], 0).extended((32,), Source.ENVIRONMENT, 2)
+    single = make_row((10, 11), [(50,)]).sequences[0]
+    rows = [Row((10, 11), (PackedSequence(ledger, 0, (1.0,) * 3, 1.0), single))]
+    ids, lengths, sequence, position = unpack(pack(rows, 1.0))
+    assert ids.tolist() == [[10, 11, 20, 21, 30, 31, 40], [10, 11, 0, 0, 0, 0, 0]]
+    assert lengths.tolist() == [7, 2]
+    assert sequence.tolist() == [0, 0, 0, 1]
+    assert position.tolist() == [1, 5, 6, 1]
+
+
+@pytest.mark.parametrize("layout", ["packed", "sequences"])
+def test_turns_see_what_was_said_before_them_and_nothing_behind(policy64, monkeypatch, layout):
+    monkeypatch.setattr(policy64, "_layout", layout)
+
+    def logprobs(observation, forced, last=40):
+        ledger = Ledger.of_prompt((10, 11)).extended((20, 21), Source.SAMPLED, 0, [-1.0] * 2, 0)
+        ledger = ledger.extended((forced,), Source.FORCED, 0).extended((observation, 31), Source.ENVIRONMENT, 1)
+        ledger = ledger.extended((last, 41), Source.SAMPLED, 1, [-1.0] * 2, 0)
+        sibling = make_row((10, 11), [(50, 51)]).sequences[0]
+        batch = pack([Row((10, 11), (PackedSequence(ledger, 0, (1.0,) * 2, 1.0), sibling))], 0.7)
+        with torch.no_grad():
+            return policy64.token_logprobs(batch)[0]
+
+    plain = logprobs(30, 22)
+    for changed in (logprobs(35, 22), logprobs(30, 25)):
+        torch.testing.assert_close(changed[[0, 1, 4, 5]], plain[[0, 1, 4, 5]], rtol=0, atol=1e-12)
+        assert float((changed[2:4] - plain[2:4]).abs().min()) > 1e-4
+    other = logprobs(30, 22, last=45)
+    torch.testing.assert_close(other[[0, 1, 4, 5]], plain[[0, 1, 4, 5]], rtol=0, atol=1e-12)
+    assert float((other[2:4] - plain[2:4]).abs().min()) > 1e-4
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_turns_in_float32(directories, implementation):
+    policy = load_policy(directories["qwen3"], dtype="float32", attn_implementation=implementation, lora_rank=3)
+    randomise_adapter(policy)
+    for lengths in TURNS.values():
+        rows = make_rows(lengths)
+        with torch.no_grad():
+            logprobs, entropy = policy.token_logprobs(pack(rows, 0.7))
+            expected, expected_entropy = padded_logprobs(policy.model, rows, 0.7)
+        assert logprobs.dtype == torch.float32
+        torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(entropy, expected_entropy, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -591,8 +663,7 @@ def test_demo_model_in_float32(demo_model):
         message = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
         encoded = [tokenizer(c, add_special_tokens=False).input_ids for c in completions]
-        sequences = tuple(PackedSequence(tuple(c), (-1.0,) * len(c), 1.0, 1.0, 0) for c in encoded)
-        rows.append(Row(tuple(tokenizer(text, add_special_tokens=False).input_ids), sequences))
+        rows.append(make_row(tokenizer(text, add_special_tokens=False).input_ids, encoded))
     policy = load_policy(demo_model, dtype="float32", lora_rank=4)
     randomise_adapter(policy, scale=0.02)
     logprobs, _ = policy.token_logprobs(pack(rows, 0.9))

@@ -2,11 +2,14 @@ import json
 import os
 import zipfile
 
+import numpy as np
 import pytest
 import torch
+from made_epochs import made_epoch
 
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.runs import Progress, drop_later_records, find_run, newest_checkpoint
+from grpo_lightning.runs import Progress, drop_later_records, find_run, newest_checkpoint, run_model
+from grpo_lightning.trajectories.store import load_epoch, stored_epochs, write_epoch
 
 
 def checkpoint(folder, name, step=0, *, whole=True, age=0):
@@ -62,6 +65,18 @@ def test_without_settings_it_is_no_run(tmp_path):
         find_run(tmp_path)
 
 
+@pytest.mark.parametrize(("begun", "kept"), [(2, [0, 1]), (3, [0, 1, 2])])
+def test_later_trajectories_go(tmp_path, begun, kept):
+    for epoch in range(4):
+        tokens = sum(len(ledger) for group in made_epoch().groups for e in group.episodes for ledger in e.ledgers)
+        write_epoch(tmp_path, made_epoch(epoch=epoch, log_ratios=np.zeros(tokens)))
+    drop_later_records(tmp_path, Progress(begun, finished=2, step=5))
+    assert list(stored_epochs(tmp_path)) == kept
+    with_ratios = [epoch for epoch, path in stored_epochs(tmp_path).items() if load_epoch(path).log_ratios is not None]
+    assert with_ratios == [0, 1]
+    assert len(list((tmp_path / "trajectories").iterdir())) == len(kept)
+
+
 @pytest.mark.parametrize(
     ("progress", "rows", "epochs"),
     [
@@ -84,3 +99,28 @@ def test_later_records_go(tmp_path, progress, rows, epochs):
 def test_a_folder_without_records_stays_empty(tmp_path):
     drop_later_records(tmp_path, Progress(begun=0, finished=0, step=0))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("config.yaml", "model: {model: org/name, dtype: float32}"),
+        ("config.yaml", "model: {class_path: my.Module, init_args: {model: org/name}}"),
+        ("hparams.yaml", "_instantiator: x\nmodel: org/name"),
+    ],
+)
+def test_the_model_of_a_run(tmp_path, name, settings):
+    (tmp_path / name).write_text(settings)
+    assert run_model(tmp_path) == "org/name"
+
+
+def test_the_newest_settings_name_the_model(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: {model: old}")
+    (tmp_path / "config-2.yaml").write_text("model: {model: new}")
+    assert run_model(tmp_path) == "new"
+
+
+@pytest.mark.parametrize("settings", ["", "- model", "trainer: {}", "model: {dtype: float32}", "model: [", "model: 3"])
+def test_a_run_that_names_no_model(tmp_path, settings):
+    (tmp_path / "config.yaml").write_text(settings)
+    assert run_model(tmp_path) is None

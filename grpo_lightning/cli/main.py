@@ -18,7 +18,9 @@ COMMANDS = {
     "predict": "lightning_command",
     "resume": "resume",
     "reward-check": "reward_check",
+    "replay": "replay",
     "export": "export",
+    "trajectories": "trajectories",
     "ls": "configs",
     "cp": "configs",
 }

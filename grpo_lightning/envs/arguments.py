@@ -45,15 +45,13 @@ def checked_arguments(schema: Mapping[str, Any], arguments: Mapping[str, Any]) -
 def _fitting(schema: Mapping[str, Any], value: Any, place: str) -> Any:
     try:
         return _converted(schema, value, place)
-    except ArgumentError:
+    except ArgumentError as problem:
         if not isinstance(value, str):
             raise
         try:
             spelled = json.loads(value)
         except (ValueError, RecursionError):
-            spelled = value
-        if isinstance(spelled, str):
-            raise
+            raise problem from None
     return _converted(schema, spelled, place)
 
 
@@ -75,7 +73,7 @@ def _converted(schema: Mapping[str, Any], value: Any, place: str) -> Any:
         raise _wrong(place, " or ".join(_NAMES.get(kind, kind) for kind in kinds), value)
     if fitting:
         value = _of_kind(fitting[0], schema, value, place)
-    if "enum" in schema and not any(type(value) is type(choice) and value == choice for choice in schema["enum"]):
+    if "enum" in schema and value not in schema["enum"]:
         raise _wrong(place, f"one of {', '.join(map(json.dumps, schema['enum']))}", value)
     return value
 

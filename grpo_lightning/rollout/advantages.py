@@ -15,14 +15,14 @@ def with_advantages(groups: Sequence[Group], credit: Literal["episode", "reward_
     """The same groups with their group-relative advantages; episodes without a reward get 0 and count for nothing.
 
     Args:
-        groups: Groups of equally many episodes.
+        groups: One or more groups.
         credit: ``"episode"`` compares the rewards of whole episodes, and gives all turns of one the same advantage.
             ``"reward_to_go"`` compares, over all turns of the group in which the policy acted, the sum of the rewards
             from that turn on, whatever was given for the whole episode included.
     """
     returns = [[_returns(episode, credit) for episode in group.episodes] for group in groups]
     flat = [[value for episode in group for value in episode] for group in returns]
-    width = max(map(len, flat), default=0)
+    width = max([1, *map(len, flat)])
     values = torch.tensor([[v or 0.0 for v in row] + [0.0] * (width - len(row)) for row in flat], dtype=torch.float64)
     valid = torch.tensor([[v is not None for v in row] + [False] * (width - len(row)) for row in flat])
     judged = []

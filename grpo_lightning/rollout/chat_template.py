@@ -84,8 +84,7 @@ class ChatTemplate:
         """What it puts behind a question to have it answered."""
         question = self.render([_ANY_USER], generation_prompt=False)
         prompt = self.render([_ANY_USER])
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(question, prompt, strict=False)))
-        return prompt[shared:]
+        return prompt[len(shared(question, prompt)) :]
 
     def shows_tools(self, tools: Tools) -> bool:
         """Whether it tells the model the name of every tool."""
@@ -112,3 +111,9 @@ class ChatTemplate:
             return False
         drops_beginning = len(history) < len(prompt) and prompt.startswith(history)
         return bool(shown) and (drops_beginning or thought not in whole)
+
+
+def shared(first: str, second: str) -> str:
+    """What two texts begin with."""
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return "".join(character for character, _ in pairs)

@@ -12,10 +12,10 @@ from itertools import takewhile
 from typing import Any, Literal
 
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.rollout.chat_template import ChatTemplate, TemplateRefusal, Tools
+from grpo_lightning.rollout.chat_template import ChatTemplate, TemplateRefusal, Tools, shared
 from grpo_lightning.rollout.types import Message
 
-CALL_ID = "call7f3a0"
+CALL_ID = "call12345"
 """Id of a dummy tool call; nine letters and digits, because some templates insist on it."""
 
 _USER: Message = {"role": "user", "content": "Question7f3a"}
@@ -211,15 +211,19 @@ class TurnRenderer:
         return Suffix(token if behind.in_call else before + token, rest, technique.opens)
 
     def _prefix_diff(self, technique: Technique, messages: Sequence[Message], tools: Tools) -> Suffix | None:
-        earlier = [_USER, _assistant(technique.shape, messages, tools, _Sentinels.unlike(messages))]
-        without = self._template.render(earlier, tools, generation_prompt=False)
-        whole = self._template.render([*earlier, *messages], tools)
-        if not whole.startswith(without):
+        sentinels = _Sentinels.unlike(messages)
+        said, other = (_assistant(technique.shape, messages, tools, s) for s in (sentinels, sentinels.reversed()))
+        without = self._template.render([_USER, said], tools, generation_prompt=False)
+        without_other = self._template.render([_USER, other], tools, generation_prompt=False)
+        whole = self._template.render([_USER, said, *messages], tools)
+        if without == without_other or not whole.startswith(without):
             return None
-        closed = without.rstrip()
-        close = next((t for texts in self._token_texts for t in texts if t and closed.endswith(t)), "")
-        separator = without[len(closed) :] if close else ""
-        return Suffix(close, separator + whole[len(without) :])
+        end = shared(without[::-1], without_other[::-1])[::-1]
+        token = self._first_token(end, None)
+        if token is None:
+            return None if "tool_calls" in said else Suffix("", end + whole[len(without) :])
+        before, token, separator = end.partition(token)
+        return Suffix(token if "tool_calls" in said else before + token, separator + whole[len(without) :])
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,10 @@ class _Sentinels:
         while mark in text:
             mark += "b"
         return cls(mark)
+
+    def reversed(self) -> "_Sentinels":
+        """Others, with another end."""
+        return _Sentinels(self.mark[::-1])
 
     @property
     def content(self) -> str:

@@ -72,7 +72,8 @@ class PromptEncoder:
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
+            # Mistral's own format knows no Jinja template, and takes special tokens in a text for plain text.
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model, mistral_format=False)
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"expected a tokenizer with {model}, but transformers says: {error}") from error
         self._max_tokens = max_tokens
@@ -98,24 +99,29 @@ class PromptEncoder:
         return TurnRenderer(template, self._tokenizer.convert_ids_to_tokens(list(self.stop_token_ids)), special)
 
     def __call__(self, task: Task) -> list[int]:
-        """The prompt of a task, as `prompt`."""
+        """The prompt of a task's messages, ending where the assistant's answer begins.
+
+        Raises:
+            ConfigurationError: If the prompt is too long, or the messages do not fit the chat template.
+        """
+        self._require_single(task)
         return self.prompt(task.id, task.messages)
 
-    def prompt(self, name: str, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
-        """The prompt of a conversation, ending where the assistant's answer begins.
+    def prompt(self, task: str, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+        """The prompt of what a task begins with, ending where the assistant's answer begins.
 
         Args:
-            name: Id of the task, for messages.
-            messages: The conversation.
+            task: Id of the task, for messages.
+            messages: The conversation so far.
             tools: JSON schemas of the tools that may be called.
 
         Raises:
             ConfigurationError: If the prompt is too long, or the messages do not fit the chat template.
         """
-        ids = self._named(name, messages, tools)
+        ids = self._named(task, messages, tools)
         if self._is_wrong(ids):
             raise ConfigurationError(
-                f"task {name!r}: expected a prompt of 1 to {self._max_tokens} tokens, but it has {len(ids)}; "
+                f"task {task!r}: expected a prompt of 1 to {self._max_tokens} tokens, but it has {len(ids)}; "
                 "shorten it or raise max_prompt_tokens"
             )
         return ids
@@ -141,6 +147,7 @@ class PromptEncoder:
         lengths = {}
         for i in range(count):
             task = tasks[i * len(tasks) // count]
+            self._require_single(task)
             ids = self._named(task.id, task.messages)
             if self._is_wrong(ids):
                 lengths[task.id] = len(ids)
@@ -155,15 +162,18 @@ class PromptEncoder:
     def _is_wrong(self, ids: Sequence[int]) -> bool:
         return not 0 < len(ids) <= self._max_tokens
 
-    def _named(self, name: str, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
-        if self._template is None and len(messages) != 1:
+    def _require_single(self, task: Task) -> None:
+        if self._template is None and len(task.messages) != 1:
             raise ConfigurationError(
-                f"task {name!r}: expected a single message, because plain_prompts is set, but it has {len(messages)}"
+                f"task {task.id!r}: expected a single message, because plain_prompts is set, but it has "
+                f"{len(task.messages)}"
             )
+
+    def _named(self, task: str, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         try:
             return self.first(messages, tools)
         except TemplateRefusal as error:
-            raise ConfigurationError(f"task {name!r}: {error}") from error
+            raise ConfigurationError(f"task {task!r}: {error}") from error
 
     def first(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """The prompt of a conversation, of any length, ending where the assistant's next answer begins.
@@ -185,7 +195,7 @@ class PromptEncoder:
         """The tokens between the end of an answer and the beginning of the next.
 
         What the policy said stays as it is. A turn that it ended with any of the stop tokens is over; one that was cut
-        off, or ended by a text, is closed as the template closes it.
+        off, or ended by a text, is closed as the template closes it. Plain prompts put the messages' text behind it.
 
         Args:
             completion_ids: The answer, as it was sampled.
@@ -200,41 +210,42 @@ class PromptEncoder:
         suffix = self._turns.suffix(messages, tools)
         close = self._ids(suffix.close, behind=self._eos)
         rest = self._ids(suffix.rest, behind=suffix.close or self._eos)
-        is_closed = bool(close) and list(completion_ids[-len(close) :]) == close
+        said = next(
+            n for n in range(len(close), -1, -1) if list(completion_ids[len(completion_ids) - n :]) == close[:n]
+        )
+        missing = close[said:]
         if suffix.opens:
-            return Continuation((), tuple(rest if is_closed else close + rest))
-        is_over = is_closed or (bool(completion_ids) and completion_ids[-1] in self.stop_token_ids)
-        return Continuation(() if is_over else tuple(close), tuple(rest))
+            return Continuation((), (*missing, *rest))
+        if completion_ids and completion_ids[-1] in self.stop_token_ids:
+            missing = []
+        return Continuation(tuple(missing), tuple(rest))
 
     def forced(self, text: str) -> list[int]:
-        """What the assistant is made to say, as the template shows an answer, up to the end of its turn."""
+        """Tokens of an answer that is given in the policy's place, as the template shows one, up to its end.
+
+        Raises:
+            ConfigurationError: If the template cannot be used turn by turn.
+        """
         if self._turns is None:
             return self._ids(text, behind=self._eos)
         return self._ids(self._turns.answer(text), behind=self._eos)
 
-    def is_extension(
-        self,
-        ledger_ids: Sequence[int],
-        continuation: Continuation,
-        messages: Sequence[Message],
-        tools: Tools = (),
-    ) -> bool:
-        """Whether a sequence that goes on is what the template shows of the whole conversation.
+    def is_extension(self, token_ids: Sequence[int], messages: Sequence[Message], tools: Tools = ()) -> bool:
+        """Whether a sequence is what the template shows of the whole conversation.
 
         It is not where the template leaves out earlier thinking. Whitespace and special tokens are not compared: the
         policy may have ended its turn in another way than the template would.
 
         Args:
-            ledger_ids: The sequence up to the end of the last answer.
-            continuation: What would be appended.
+            token_ids: The sequence, up to where the next answer begins.
             messages: The whole conversation, answers and new messages included.
             tools: The tools of the conversation.
 
         Raises:
             ConfigurationError: If the messages do not fit the chat template.
         """
-        extended = self.decode([*ledger_ids, *continuation.close, *continuation.observation])
-        return "".join(extended.split()) == "".join(self.decode(self.first(messages, tools)).split())
+        kept, shown = self.decode(token_ids), self.decode(self.first(messages, tools))
+        return "".join(kept.split()) == "".join(shown.split())
 
     def shows_tools(self, tools: Tools) -> bool:
         """Whether the chat template tells the model of the tools; plain prompts never do."""

@@ -42,9 +42,9 @@ class TurnCheck(NamedTuple):
             wrong = self._difference(suffix, news, before, self.first(conversation, tools))
             if wrong:
                 raise ConfigurationError(
-                    f"expected a chat template that can be continued turn by turn, but with that of "
-                    f"{self.template.name} {wrong} (messages of the role {role!r}). Give another with "
-                    "chat_template=FILE, or have the environment use another role"
+                    f"expected a chat template that shows messages of the role {role!r} turn by turn, but with that of "
+                    f"{self.template.name} {wrong}. Give another with chat_template=FILE, or have the environment use "
+                    "another role"
                 )
 
     def _difference(self, suffix: Suffix, news: Message, before: str, whole: str) -> str | None:
@@ -54,8 +54,9 @@ class TurnCheck(NamedTuple):
         # Some templates have the assistant go on right behind the result of a tool, in the same turn.
         if news["role"] != "tool" and not suffix.rest.endswith(self.template.generation_prompt):
             return f"no generation prompt follows a new message ({shown!r})"
-        if not self.through_tokens(whole).endswith(shown):
-            return f"what is appended ({shown!r}) is not the end of the whole conversation ({whole!r})"
+        end = self.through_tokens(whole)[-len(shown) :]
+        if end != shown:
+            return f"what is appended ({shown!r}) is not how the whole conversation ends ({end!r})"
         if not whole.startswith(before) and not self.template.strips_thinking:
-            return f"the beginning of a conversation ({before!r}) changes when it goes on ({whole!r})"
+            return f"the beginning of a conversation ({before!r}) is shown differently when it goes on"
         return None

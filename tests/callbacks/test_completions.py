@@ -1,16 +1,21 @@
+from dataclasses import replace
+
 import pytest
-from fakes import make_group, make_sample
+from fakes import make_episode, make_group, make_task
 from lightning.pytorch.loggers import TensorBoardLogger
 from short_run import short_run
 
 from grpo_lightning.callbacks import CompletionLog
 from grpo_lightning.callbacks.completions import completion_table
 from grpo_lightning.errors import ConfigurationError
+from grpo_lightning.rollout.episode import Episode, Group
+from grpo_lightning.rollout.ledger import Source
+from grpo_lightning.rollout.types import Action
 
 
 def group(name, *rewards):
-    samples = [make_sample([5 + i], reward, rewards={"len": reward}) for i, reward in enumerate(rewards)]
-    return make_group([1, 2], samples, [0.5] * len(rewards), name)
+    episodes = [make_episode([5 + i], reward, rewards={"len": reward}) for i, reward in enumerate(rewards)]
+    return make_group(episodes, [0.5] * len(rewards), name)
 
 
 def test_the_best_and_the_worst_groups_come_first():
@@ -19,7 +24,7 @@ def test_the_best_and_the_worst_groups_come_first():
     assert table.name == "completions"
     assert table.columns == ("epoch", "task", "prompt", "completion", "reward", "advantage", "reward/len")
     assert [row[1] for row in table.rows] == ["a", "a", "d", "d", "b", "b", "c", "c"]
-    assert table.rows[0] == (3, "a", "user: a?", "5", 3.0, 0.5, 3.0)
+    assert table.rows[0] == (3, "a", "user: ?", "5", 3.0, 0.5, 3.0)
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(1, ["a"]), (3, ["a", "a", "c"]), (99, ["a", "a", "c", "c", "b", "b"])])
@@ -29,9 +34,24 @@ def test_rows_bound_the_table(rows, expected):
 
 
 def test_what_could_not_be_scored_comes_last_and_is_empty():
-    failed = make_group([1], [make_sample([5], None, rewards={})], [0.0], "failed")
+    failed = make_group([make_episode([5], None, rewards={})], [0.0], "failed")
     table = completion_table([failed, group("good", 1.0)], epoch=0, rows=9)
     assert [(row[1], row[4], row[6]) for row in table.rows] == [("good", 1.0, 1.0), ("failed", None, None)]
+
+
+def test_an_advantage_a_turn_where_they_differ():
+    episode = make_episode([5], 1.0)
+    turn = episode.turns[0]
+    forced = replace(turn, action=Action("7", (7,), (), 0.0, True, "stop", -1))
+    ledger = episode.ledgers[0].extended([7], Source.FORCED, 1)
+    played = replace(episode, turns=(turn, forced), ledgers=(ledger,))
+    broken = Episode((), (), {}, None, "error", "no route")
+    for advantages, shown in (((0.5, 0.5), 0.5), ((0.5, -0.5), [0.5, -0.5]), ((0.0, 0.0), 0.0)):
+        made = Group(make_task("a"), (played, broken), (advantages, ()))
+        rows = completion_table([made], epoch=0, rows=9).rows
+        assert [(row[3], row[4], row[5]) for row in rows] == [("5", 1.0, shown), ("", None, 0.0)]
+        # Nothing was said in a broken episode, but its task is known.
+        assert rows[1][2] == "user: a?"
 
 
 def test_negative_rows_are_refused():

@@ -4,11 +4,14 @@ import json
 
 import pytest
 from fakes import FakeEngine
+from hypothesis import given, settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
+from trajectories import rollouts
 
 from grpo_lightning import GRPOModule, RolloutDataModule, TransformersEngine
 from grpo_lightning.callbacks import PredictionWriter
+from grpo_lightning.callbacks.prediction_writer import prediction_records
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rewards import last_number_correct
 from grpo_lightning.tasks import JsonlTasks, SumTasks
@@ -26,7 +29,7 @@ def prompts(tmp_path):
 
 
 def predict(tmp_path, tiny_model, engine, **data):
-    settings = {"max_tokens": 6, "max_prompt_tokens": 64, "val_batch_size": 2, "engine": engine, **data}
+    given_ = {"max_tokens": 6, "max_prompt_tokens": 64, "val_batch_size": 2, "engine": engine, **data}
     trainer = Trainer(
         accelerator="cpu",
         logger=CSVLogger(tmp_path, name="", version="run"),
@@ -34,7 +37,7 @@ def predict(tmp_path, tiny_model, engine, **data):
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    trainer.predict(GRPOModule(tiny_model), RolloutDataModule(SumTasks(), [last_number_correct, length], **settings))
+    trainer.predict(GRPOModule(tiny_model), RolloutDataModule(SumTasks(), [last_number_correct, length], **given_))
     (writer,) = [c for c in trainer.callbacks if isinstance(c, PredictionWriter)]
     return [json.loads(line) for line in writer.path.read_text().splitlines()]
 
@@ -79,6 +82,21 @@ def test_the_data_module_scores_as_before_afterwards(tmp_path, tiny_model, promp
     trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False)
     trainer.predict(GRPOModule(tiny_model), data)
     assert data.scorer.names == ("last_number_correct",)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rollouts(2))
+def test_records_of_random_episodes_hold_what_was_sampled(groups):
+    records = list(prediction_records(groups))
+    episodes = [(group.task, episode) for group in groups for episode in group.episodes]
+    assert len(records) == len(episodes)
+    for record, (task, episode) in zip(records, episodes, strict=True):
+        actions = [turn.action for turn in episode.turns if not turn.action.was_forced]
+        assert record["token_ids"] == [token for action in actions for token in action.token_ids]
+        assert record["logprobs"] == [value for action in actions for value in action.token_logprobs]
+        assert record["logprob_sum"] == pytest.approx(sum(action.logprob_sum for action in actions))
+        assert (record["task"], record["tokens"]) == (task.id, len(record["token_ids"]))
+        assert json.loads(json.dumps(record)) == record
 
 
 def test_without_tasks_it_is_refused(tmp_path, tiny_model):

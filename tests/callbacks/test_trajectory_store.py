@@ -1,15 +1,19 @@
 import numpy as np
 import pytest
 from fakes import FakeEngine
+from games import Picky
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from made_epochs import same
 from runs import MODEL, data, trainer
 
-from grpo_lightning import GRPOModule
+from grpo_lightning import GRPOModule, RolloutDataModule
 from grpo_lightning.callbacks import TrajectoryStore
 from grpo_lightning.callbacks.run_directory import run_directory
 from grpo_lightning.errors import ConfigurationError
+from grpo_lightning.rollout.episode_settings import EpisodeSettings
+from grpo_lightning.rollout.ledger import Source
+from grpo_lightning.tasks import SeedTasks
 from grpo_lightning.trajectories.store import load_epoch, stored_epochs
 
 
@@ -51,6 +55,28 @@ def test_what_was_sampled_and_what_the_loss_made_of_it(tiny_model, tmp_path):
         ledgers = [ledger for group in groups for episode in group.episodes for ledger in episode.ledgers]
         assert np.array_equal(~np.isnan(expected), np.concatenate([ledger.sampled for ledger in ledgers]))
     assert not same(stored[0].log_ratios, stored[1].log_ratios)
+
+
+def test_episodes_of_several_turns_with_forced_moves(tiny_model, tmp_path):
+    seen = Seen()
+    run = trainer(tmp_path, callbacks=[TrajectoryStore(), seen], max_epochs=1)
+    episodes = EpisodeSettings(max_context=400, truncated_action="step", invalid_action="default")
+    source = RolloutDataModule(
+        SeedTasks(50),
+        environment=Picky,
+        engine=FakeEngine(),
+        episodes=episodes,
+        prompts_per_rollout=4,
+        samples_per_prompt=3,
+        max_tokens=6,
+        max_prompt_tokens=64,
+    )
+    run.fit(GRPOModule(tiny_model, **MODEL), source)
+    stored = load_epoch(stored_epochs(run_directory(run))[0])
+    assert same(stored.groups, seen.groups[0])
+    ledgers = [ledger for group in stored.groups for episode in group.episodes for ledger in episode.ledgers]
+    assert sum(ledger.count(Source.FORCED) for ledger in ledgers) > 0
+    assert np.array_equal(~np.isnan(stored.log_ratios), np.concatenate([ledger.sampled for ledger in ledgers]))
 
 
 class Fails(GRPOModule):

@@ -51,7 +51,7 @@ def complete(tmp_path, monkeypatch):
         ("data.rewards=[nowhere.f]", "data.rewards: there is no module 'nowhere' to import from"),
         ("model=nowhere.Module", "model: there is no module 'nowhere' to import from"),
         ("data.val_tasks.max_number=3", "data.val_tasks: expected a class, by import path, before its settings"),
-        ("data.rewards=null", "missing data.rewards"),
+        ("data.rewards=null", "expected at least one reward function, or an environment that gives rewards"),
         ("data.samples_per_prompt=1", "expected samples_per_prompt >= 2, but got 1"),
         ("data.updates_per_rollout=3", "use --data.updates_per_rollout 2"),
         ("ckpt_path=nowhere.ckpt", "expected a checkpoint at ckpt_path, but there is none at nowhere.ckpt"),

@@ -40,7 +40,11 @@ class Draw:
             count = int(torch.randint(2, 17, (), generator=self.generator))
             lengths = torch.randint(1, 40, (count,), generator=self.generator)
         lengths = torch.as_tensor(lengths, dtype=torch.int64)
-        self.sequence = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        # Ledger rows: each sequence after a prompt of two tokens, and named by the first of its own.
+        firsts = torch.cumsum(lengths + 2, 0) - lengths
+        self.sequence = torch.repeat_interleave(firsts, lengths)
+        first_targets = torch.repeat_interleave(torch.cumsum(lengths, 0) - lengths, lengths)
+        self.ledger_index = self.sequence + torch.arange(int(lengths.sum())) - first_targets
         # Sampled tokens have logprobs like -Exp(1), in float32 like everything that the loss sees.
         self.c = -torch.empty(len(self.sequence)).exponential_(generator=self.generator)
         self.s = (self.c + noise * self.normal()).clamp_max(0)
@@ -56,8 +60,7 @@ class Draw:
         log_ratio = c - s if log_ratio is None else log_ratio
         n = len(self)
         return MicroBatchEvidence(
-            batch_index=torch.zeros(n, dtype=torch.int64),
-            token_index=torch.arange(n),
+            ledger_index=self.ledger_index,
             sequence=self.sequence,
             first_of_rollout=torch.ones(n, dtype=torch.bool),
             logprobs=c.double(),
@@ -105,23 +108,19 @@ def test_text_of_a_verdict():
     assert str(Verdict("name", Status.NO_POWER, "Because.")) == "Because."
 
 
-def test_joined_evidence_numbers_sequences_apart():
-    def part(batch, sequences):
+def test_joined_evidence_keeps_sequences_and_ledger_rows():
+    def part(number, ledger_rows, sequences):
         n = len(sequences)
-        values = torch.arange(n, dtype=torch.float64) + 100 * batch
-        index = torch.arange(n)
+        values = torch.arange(n, dtype=torch.float64) + 100 * number
         rest = {f.name: values for f in fields(MicroBatchEvidence)}
-        numbers = {"batch_index": torch.full((n,), batch), "sequence": torch.tensor(sequences)}
-        return MicroBatchEvidence(**{**rest, "token_index": index, **numbers})
+        numbers = {"ledger_index": torch.tensor(ledger_rows), "sequence": torch.tensor(sequences)}
+        return MicroBatchEvidence(**{**rest, **numbers})
 
-    joined = MicroBatchEvidence.join([part(3, [0, 0, 1]), part(1, [0, 2, 2, 2])])
+    joined = MicroBatchEvidence.join([part(3, [2, 5, 9], [2, 2, 9]), part(1, [12, 20, 21, 24], [12, 20, 20, 20])])
     assert len(joined) == 7
     assert joined.logprobs.tolist() == [300, 301, 302, 100, 101, 102, 103]
-    assert joined.batch_index.tolist() == [3, 3, 3, 1, 1, 1, 1]
-    s = joined.sequence.tolist()
-    assert s[0] == s[1]
-    assert s[4] == s[5] == s[6]
-    assert len({s[0], s[2], s[3], s[4]}) == 4
+    assert joined.ledger_index.tolist() == [2, 5, 9, 12, 20, 21, 24]
+    assert joined.sequence.tolist() == [2, 2, 9, 12, 20, 20, 20]
 
 
 @NOISES

@@ -278,6 +278,11 @@ def test_what_is_wrong_is_said(text, name, message):
     assert (found, message in said) == (name, True), said
 
 
+def test_a_broken_call_does_not_get_the_name_of_the_next():
+    first, second = parse_tool_calls('<tool_call>{"nam</tool_call>' + hermes([("add", {"a": 1})]))
+    assert (first.name, second.name) == ("", "add")
+
+
 def test_positional_arguments_are_refused_where_the_format_is_known():
     assert error("[add(1)]", "pythonic") == ("add", "expected arguments by name, but got some without")
 
@@ -322,6 +327,4 @@ def test_hostile_text_is_read_quickly(piece):
     for before in ("", "[f(x=", '<tool_call>{"name": "f", "arguments": '):
         for end in ("", ")]", "</tool_call>"):
             parse_tool_calls(before + body + end)
-            # Short enough for Python's parser, deep enough to exhaust it.
-            parse_tool_calls(before + body[:19_000] + end)
     assert time.perf_counter() - begun < 10

@@ -57,13 +57,13 @@ def test_what_was_wrong_goes_back_and_the_episode_goes_on():
 def test_the_calls_of_a_turn_share_its_time():
     def sleep() -> None:
         """Sleep."""
-        time.sleep(3)
+        time.sleep(9)
 
     begun = time.perf_counter()
     call = '<tool_call>{"name": "sleep"}</tool_call>'
-    answer = step(ToolEnvironment([sleep], tool_timeout=0.1), call * 5)
-    assert [m["content"] for m in answer.messages] == ["Error: 'sleep' took longer than 0.1 seconds"] * 5
-    assert time.perf_counter() - begun < 1
+    answer = step(ToolEnvironment([sleep], tool_timeout=0.4), call * 5)
+    assert [m["content"] for m in answer.messages] == ["Error: 'sleep' took longer than 0.4 seconds"] * 5
+    assert time.perf_counter() - begun < 1.5
 
 
 def test_tools_may_share_the_state_of_an_episode():

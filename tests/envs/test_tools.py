@@ -321,6 +321,19 @@ def test_a_tool_that_hangs_runs_out_of_time(kind):
     assert time.perf_counter() - begun < 2
 
 
+def test_a_call_may_get_less_time_but_not_more():
+    async def wait() -> str:
+        """Wait."""
+        await asyncio.sleep(0.2)
+        return "done"
+
+    tools = ToolSet([wait], timeout=0.05)
+    assert asyncio.run(tools.call(ToolCall("wait"), timeout=9)).error
+    patient = ToolSet([wait], timeout=9)
+    assert asyncio.run(patient.call(ToolCall("wait"), timeout=0.05)).error
+    assert asyncio.run(patient.call(ToolCall("wait"))).content == "done"
+
+
 def test_a_tools_own_time_out_is_its_error():
     async def asking() -> None:
         """Ask."""

@@ -1,10 +1,7 @@
 import asyncio
 import functools
 import math
-import subprocess
 import sys
-import textwrap
-import threading
 import time
 
 import pytest
@@ -12,13 +9,15 @@ import torch
 
 from grpo_lightning.errors import ConfigurationError, RewardError
 from grpo_lightning.rewards import Scorer
-from grpo_lightning.rollout.types import Task
+from grpo_lightning.rewards.scorer import Score
+from grpo_lightning.rollout.episode import Episode, Turn, said
+from grpo_lightning.rollout.types import Action, Task
 
 TASK = Task("sum-1", ({"role": "user", "content": "2+2?"},), {"answer": "4", "level": 3})
 
 
 def score(*functions, completion="it is 4", task=TASK, **settings):
-    return asyncio.run(Scorer(functions, **settings).score(task, completion))
+    return asyncio.run(Scorer(functions, **settings).score(task, said(task, completion)))
 
 
 def exact(completion, answer):
@@ -36,7 +35,7 @@ def test_completion_goes_first_and_fields_by_name():
         seen.update(text=text, level=level, answer=answer, prompt=prompt, task_id=task_id)
         return 1
 
-    assert score(reward) == ({"reward": 1.0}, 1.0, None)
+    assert score(reward) == Score({"reward": 1.0}, 1.0)
     assert seen == {"text": "it is 4", "level": 3, "answer": "4", "prompt": TASK.messages, "task_id": "sum-1"}
 
 
@@ -59,6 +58,7 @@ def test_kwargs_receive_every_field():
         return 0
 
     score(reward)
+    assert seen.pop("episode").text == "it is 4"
     assert seen == {"prompt": TASK.messages, "task_id": "sum-1", "answer": "4", "level": 3}
 
 
@@ -72,12 +72,38 @@ def test_a_field_named_like_the_first_parameter_is_no_conflict():
     def with_all(completion, **fields):
         return float(completion == "sampled")
 
-    assert score(by_name, with_all, completion="sampled", task=task) == ({"by_name": 1.0, "with_all": 1.0}, 2.0, None)
+    assert score(by_name, with_all, completion="sampled", task=task) == Score({"by_name": 1.0, "with_all": 1.0}, 2.0)
 
 
 def test_task_data_come_before_our_own_fields():
     task = Task("t", TASK.messages, {"prompt": "the record's own"})
-    assert score(lambda completion, prompt: float(prompt == "the record's own"), task=task)[1] == 1.0
+    assert score(lambda completion, prompt: float(prompt == "the record's own"), task=task).total == 1.0
+
+
+def test_the_episode_goes_by_name_and_the_text_is_that_of_its_last_turn():
+    def turn(text, was_forced=False):
+        return Turn((), Action(text, (), (), 0.0, was_forced, "stop", 0), reward=0.5)
+
+    episode = Episode((turn("left"), turn("right", was_forced=True), turn("left again")), (), {}, None)
+    seen = {}
+
+    def count(completion, *, episode):
+        seen.update(completion=completion, episode=episode)
+        return sum(turn.action.was_forced for turn in episode.turns)
+
+    async def everything(completion, **fields):
+        return len(fields["episode"].turns)
+
+    scorer = Scorer([count, everything])
+    scorer.check(TASK)
+    assert asyncio.run(scorer.score(TASK, episode)) == Score({"count": 1.0, "everything": 3.0}, 4.0)
+    assert seen["completion"] == "left again"
+    assert seen["episode"] is episode
+
+
+def test_an_episode_without_turns_said_nothing():
+    broken = Episode((), (), {}, None, "error")
+    assert asyncio.run(Scorer([length]).score(TASK, broken)) == Score({"length": 0.0}, 0.0)
 
 
 def test_async_functions_are_awaited():
@@ -85,7 +111,7 @@ def test_async_functions_are_awaited():
         await asyncio.sleep(0)
         return exact(completion, answer)
 
-    assert score(reward) == ({"reward": 1.0}, 1.0, None)
+    assert score(reward) == Score({"reward": 1.0}, 1.0)
 
 
 def test_objects_with_call_and_with_async_call():
@@ -98,10 +124,10 @@ def test_objects_with_call_and_with_async_call():
             await asyncio.sleep(0)
             return 0.5
 
-    rewards, total, failure = score(Plain(), Awaited())
-    assert rewards == {"Plain": 0.25, "Awaited": 0.5}
-    assert total == 0.75
-    assert failure is None
+    found = score(Plain(), Awaited())
+    assert found.rewards == {"Plain": 0.25, "Awaited": 0.5}
+    assert found.total == 0.75
+    assert found.failure is None
 
 
 def test_plain_functions_that_return_an_awaitable_and_partials():
@@ -114,77 +140,38 @@ def test_plain_functions_that_return_an_awaitable_and_partials():
     def outer(completion):
         return inner(completion, factor=2)
 
-    assert score(outer, completion="abc")[1] == 6.0
-    assert score(functools.partial(inner, factor=3), completion="abc")[1] == 9.0
-    assert score(functools.partial(scaled, factor=4), completion="abc")[1] == 12.0
-
-
-def test_async_functions_run_on_the_loop_and_plain_ones_elsewhere():
-    threads = {}
-
-    def plain(completion):
-        threads["plain"] = threading.current_thread()
-        return 0
-
-    async def awaited(completion):
-        threads["awaited"] = threading.current_thread()
-        return 0
-
-    score(plain, awaited)
-    assert threads["awaited"] is threading.current_thread()
-    assert threads["plain"] is not threading.current_thread()
-
-
-def test_a_slow_plain_function_does_not_hold_up_others():
-    def slow(completion):
-        time.sleep(0.3)
-        return 0
-
-    async def measure():
-        ticks = 0
-
-        async def tick():
-            nonlocal ticks
-            while True:
-                await asyncio.sleep(0.01)
-                ticks += 1
-
-        ticking = asyncio.create_task(tick())
-        await Scorer([slow]).score(TASK, "")
-        ticking.cancel()
-        return ticks
-
-    assert asyncio.run(measure()) > 5
+    assert score(outer, completion="abc").total == 6.0
+    assert score(functools.partial(inner, factor=3), completion="abc").total == 9.0
+    assert score(functools.partial(scaled, factor=4), completion="abc").total == 12.0
 
 
 def test_weighted_sum():
-    rewards, total, failure = score(exact, length, weights=[2.0, -0.5])
-    assert rewards == {"exact": 1.0, "length": 7.0}
-    assert total == 2.0 - 3.5
-    assert failure is None
+    found = score(exact, length, weights=[2.0, -0.5])
+    assert found.rewards == {"exact": 1.0, "length": 7.0}
+    assert found.total == 2.0 - 3.5
+    assert found.failure is None
 
 
 def test_none_takes_a_reward_out_of_the_sum():
     def never(completion):
         return None
 
-    assert score(never, exact, weights=[5.0, 2.0]) == ({"never": None, "exact": 1.0}, 2.0, None)
-    rewards, total, failure = score(never)
-    assert rewards == {"never": None}
-    assert total is None
-    assert failure == "no reward applies to this task"
+    assert score(never, exact, weights=[5.0, 2.0]) == Score({"never": None, "exact": 1.0}, 2.0)
+    found = score(never)
+    # Whether the environment has a reward for it is not known here.
+    assert found == Score({"never": None}, None)
 
 
 def test_zero_is_a_reward():
-    assert score(lambda completion: 0) == ({"lambda": 0.0}, 0.0, None)
+    assert score(lambda completion: 0) == Score({"lambda": 0.0}, 0.0)
 
 
 @pytest.mark.parametrize("value", [True, False, 1, 0.5, -3.0, torch.tensor(0.5), torch.tensor([2])])
 def test_numbers_of_all_kinds_become_floats(value):
-    rewards, total, _ = score(lambda completion: value)
-    assert rewards["lambda"] == total == float(value)
-    assert type(total) is float
-    assert type(rewards["lambda"]) is float
+    found = score(lambda completion: value)
+    assert found.rewards["lambda"] == found.total == float(value)
+    assert type(found.total) is float
+    assert type(found.rewards["lambda"]) is float
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
@@ -230,10 +217,10 @@ def test_raising_stops_the_run_by_default(function):
 
 @pytest.mark.parametrize("function", [broken, broken_async])
 def test_raising_can_be_skipped(function):
-    rewards, total, failure = score(function, exact, on_error="skip")
-    assert rewards == {"exact": 1.0}
-    assert total is None
-    assert f"reward '{function.__name__}' raised KeyError" in failure
+    found = score(function, exact, on_error="skip")
+    assert found.rewards == {"exact": 1.0}
+    assert found.total is None
+    assert f"reward '{function.__name__}' raised KeyError" in found.failure
 
 
 @pytest.mark.parametrize("function", [stuck, stuck_async])
@@ -246,14 +233,14 @@ def test_running_out_of_time_stops_the_run_by_default(function):
 
 @pytest.mark.parametrize("function", [stuck, stuck_async])
 def test_running_out_of_time_can_be_skipped(function):
-    rewards, total, failure = score(function, exact, timeout=0.05, on_error="skip")
-    assert rewards == {"exact": 1.0}
-    assert total is None
-    assert failure == f"reward '{function.__name__}' took longer than 0.05 s on task 'sum-1'"
+    found = score(function, exact, timeout=0.05, on_error="skip")
+    assert found.rewards == {"exact": 1.0}
+    assert found.total is None
+    assert found.failure == f"reward '{function.__name__}' took longer than 0.05 s on task 'sum-1'"
 
 
 def test_all_failures_are_told():
-    failure = score(broken, stuck_async, timeout=0.05, on_error="skip")[2]
+    failure = score(broken, stuck_async, timeout=0.05, on_error="skip").failure
     assert "raised KeyError" in failure
     assert "took longer" in failure
 
@@ -267,7 +254,7 @@ def test_each_function_has_its_own_time():
         time.sleep(0.2)
         return 1
 
-    assert score(nap, nap_too, timeout=0.35)[1] == 2.0
+    assert score(nap, nap_too, timeout=0.35).total == 2.0
 
 
 def test_a_timeout_inside_the_function_is_its_own_error():
@@ -286,58 +273,9 @@ def test_waiting_for_a_free_thread_is_not_the_functions_time():
 
     async def many():
         scorer = Scorer([nap], timeout=0.5)
-        return await asyncio.gather(*[scorer.score(TASK, str(i)) for i in range(100)])
+        return await asyncio.gather(*[scorer.score(TASK, said(TASK, str(i))) for i in range(100)])
 
-    assert [total for _, total, _ in asyncio.run(many())] == [1.0] * 100
-
-
-def test_stuck_functions_do_not_starve_others():
-    release = threading.Event()
-
-    def hang(completion):
-        release.wait(20)
-        return 0.0
-
-    async def many():
-        hanging = Scorer([hang], timeout=0.1, on_error="skip")
-        await asyncio.gather(*[hanging.score(TASK, str(i)) for i in range(40)])
-        return await Scorer([exact], timeout=2.0).score(TASK, "4")
-
-    try:
-        loop = asyncio.new_event_loop()
-        assert loop.run_until_complete(many())[1] == 1.0
-    finally:
-        release.set()
-        loop.close()
-
-
-def test_a_stuck_function_does_not_keep_the_process_alive():
-    program = textwrap.dedent(
-        """
-        import time
-        from grpo_lightning.rewards import Scorer
-        from grpo_lightning.rollout.loop import EventLoopThread
-        from grpo_lightning.rollout.types import Task
-
-        def hang(completion):
-            time.sleep(120)
-
-        loop = EventLoopThread("test")
-        rewards, total, failure = loop.run(Scorer([hang], timeout=0.1, on_error="skip").score(Task("t", (), {}), ""))
-        loop.close()
-        print(failure, "end", flush=True)
-        """
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    try:
-        output, _ = process.communicate(timeout=40)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, _ = process.communicate()
-        pytest.fail(f"the process did not end; it printed {output!r}")
-    assert "took longer" in output
-    assert output.endswith("end\n")
-    assert process.returncode == 0
+    assert [found.total for found in asyncio.run(many())] == [1.0] * 100
 
 
 def leave(completion):
@@ -354,12 +292,12 @@ def test_a_function_that_exits_has_raised(function):
     # and whoever waits for the rollout waits for ever.
     with pytest.raises(RewardError, match="raised SystemExit: 3"):
         score(function)
-    assert "raised SystemExit" in score(function, on_error="skip")[2]
+    assert "raised SystemExit" in score(function, on_error="skip").failure
 
 
 def test_cancellation_is_not_a_reward_failure():
     async def cancel():
-        running = asyncio.create_task(Scorer([stuck_async], on_error="skip").score(TASK, ""))
+        running = asyncio.create_task(Scorer([stuck_async], on_error="skip").score(TASK, said(TASK, "")))
         await asyncio.sleep(0.05)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -368,9 +306,12 @@ def test_cancellation_is_not_a_reward_failure():
     asyncio.run(cancel())
 
 
-def test_no_function_is_refused():
-    with pytest.raises(ConfigurationError, match="at least one reward function"):
-        Scorer([])
+def test_no_function_has_nothing_to_say():
+    # The environment may give all rewards.
+    assert score() == Score({}, None)
+    scorer = Scorer([])
+    assert scorer.names == ()
+    scorer.check(TASK)
 
 
 @pytest.mark.parametrize("weights", [[], [1.0], [1.0, 2.0, 3.0]])
@@ -399,9 +340,9 @@ def test_names_are_unique_and_nothing_is_lost():
     scorer = Scorer(functions, weights=[1.0, 1.0, 1.0, 3.0])
     assert scorer.names[:2] == ("exact", "exact_2")
     assert len(set(scorer.names)) == 4
-    rewards, total, _ = asyncio.run(scorer.score(TASK, "4"))
-    assert sorted(rewards.values()) == [1.0, 1.0, 10.0, 100.0]
-    assert total == 1.0 + 10.0 + 100.0 + 3.0
+    found = asyncio.run(scorer.score(TASK, said(TASK, "4")))
+    assert sorted(found.rewards.values()) == [1.0, 1.0, 10.0, 100.0]
+    assert found.total == 1.0 + 10.0 + 100.0 + 3.0
 
 
 def test_names_of_partials_and_objects():
@@ -475,7 +416,7 @@ def test_check_refuses_a_function_without_arguments():
         Scorer([nothing]).check(TASK)
 
 
-@pytest.mark.parametrize("name", ["mean", "std", "failed"])
+@pytest.mark.parametrize("name", ["mean", "std", "failed", "environment"])
 def test_names_of_metrics_are_refused(name):
     def reward(completion):
         return 1.0

@@ -1,11 +1,12 @@
 import pytest
-from fakes import make_group, make_sample
+from fakes import make_episode, make_group
 
+from grpo_lightning.rollout.episode import Episode
 from grpo_lightning.rollout.evaluation import greedy_scores, pass_sizes, sampled_scores
 
 
 def group(*rewards, names=None):
-    return make_group([1], [make_sample([1, 2], r, rewards=names) for r in rewards])
+    return make_group([make_episode([1, 2], r, rewards=names) for r in rewards])
 
 
 def test_greedy_scores():
@@ -22,6 +23,19 @@ def test_each_reward_counts_where_it_applies():
     scores = greedy_scores(groups, ["format", "answer", "never"], success_reward=0.5)
     assert (scores["reward_format"], scores["reward_answer"], scores["reward_never"]) == ([1.0, 0.0], [0.5], [])
     assert scores["accuracy"] == [1.0, 1.0]
+
+
+def test_rewards_of_an_environment_are_scores_too():
+    groups = [group(1.0, names={"environment": 0.75, "won": 1.0, "format": 0.25}), group(0.5, names={"won": 0.0})]
+    broken = make_group([Episode((), (), {}, None, "error", "no route")])
+    scores = greedy_scores([*groups, broken], ["format"], success_reward=1.0)
+    assert scores == {
+        "reward": [1.0, 0.5],
+        "accuracy": [1.0, 0.0, 0.0],
+        "reward_format": [0.25],
+        "reward_environment": [0.75],
+        "reward_won": [1.0, 0.0],
+    }
 
 
 def test_sampled_scores():

@@ -8,8 +8,6 @@ from grpo_lightning.rollout.types import ToolCall
 
 _START = r"^\[\s*[A-Za-z_][\w.]*\("
 _BEGINNING = re.compile(_START, re.MULTILINE)
-_LONGEST = 20_000
-"""Characters. Python's own parser needs some 100 bytes for each."""
 
 
 def _parse(text: str) -> list[ToolCall]:
@@ -19,8 +17,6 @@ def _parse(text: str) -> list[ToolCall]:
     body = match.string[match.start() :].replace("<|python_end|>", "").strip()
     if not body.endswith("]"):
         return [cut_off(")]")]
-    if len(body) > _LONGEST:
-        return [unreadable(f"expected at most {_LONGEST} characters, but got {len(body)}")]
     try:
         parsed = ast.parse(body, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

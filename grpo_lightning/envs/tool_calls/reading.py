@@ -12,7 +12,7 @@ OBJECT = r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"[^"\n]*"\s*,\s*
 """Pattern of how a call as a JSON object begins, where no marker says that it is one."""
 
 _EXPECTED = 'expected {"name": ..., "arguments": {...}}'
-_NAME = re.compile(r'"name"\s*:\s*"([^"\n]*)"')
+_NAME = re.compile(r'[\s\[]*\{\s*"name"\s*:\s*"([^"\n]*)"')
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def json_calls(text: str, start: int) -> tuple[list[ToolCall], int]:
     try:
         value, end = decode(text, start)
     except ValueError as error:
-        found = _NAME.search(text, start, start + 1000)
+        found = _NAME.match(text, start)
         return [unreadable(f"{_EXPECTED}, but got {error}", found[1] if found else "")], start
     return [_described(item) for item in (value if isinstance(value, list) else [value])], end
 
