@@ -52,12 +52,13 @@ class TextArena(TextAdapter):
         self._env_id = env_id
         self._settings = settings or {}
         self._invalid_reward = invalid_reward
-        self._random = random.Random()
         self._game: Any = None
+        self._random = random.Random()
         _check_playable(env_id, self._settings)
 
     def reset(self, task: Task) -> Observation:
         """The rules and the first position."""
+        self._random = random.Random(task.seed)
         self._game = _begun(self._env_id, self._settings, task.seed, self._random)
         self._game.state.error_allowance = sys.maxsize
         return Observation((*task.messages, user_message(self._said())))
@@ -69,13 +70,10 @@ class TextArena(TextAdapter):
             InvalidAction: If the game refuses it.
         """
         move = self.move(action)
-        state, drawn = self._game.state, self._random.getstate()
         with drawing_from(self._random):
             done, _ = self._game.step(move)
         said = self._said()
-        if not done and state.error_count:
-            state.error_count = 0
-            self._random.setstate(drawn)
+        if not done and self._game.state.error_count:
             raise InvalidAction(said, self._invalid_reward)
         messages = (user_message(said),) if said or not done else ()
         if not done:
@@ -94,7 +92,6 @@ def _begun(env_id: str, settings: dict[str, Any], seed: int, own: random.Random)
     """A new game after its reset."""
     import textarena
 
-    own.seed(seed)
     with drawing_from(own):
         # Some games draw, or keep a function that draws, before they are reset.
         game = textarena.make(env_id, **settings)
