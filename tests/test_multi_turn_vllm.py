@@ -8,6 +8,7 @@ import psutil
 import pytest
 from games import Picky
 from lightning.pytorch.loggers import WandbLogger
+from real import make_trainer
 from wandb_file import history
 
 from grpo_lightning import GRPOModule, RolloutDataModule, VLLMEngine
@@ -15,7 +16,6 @@ from grpo_lightning.callbacks import RatioDegeneracyDetector
 from grpo_lightning.rollout.episode_settings import EpisodeSettings
 from grpo_lightning.rollout.ledger import Source
 from grpo_lightning.tasks import SeedTasks
-from real import make_trainer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

@@ -7,8 +7,8 @@ import torch
 from fakes import EOS_ID, TINY_VOCABULARY, decode, encode, end_by
 
 from grpo_lightning.errors import ConfigurationError, RolloutError
-from grpo_lightning.rollout.player import request_seed
 from grpo_lightning.rollout.engine import EngineSpec, RolloutEngine
+from grpo_lightning.rollout.player import request_seed
 from grpo_lightning.rollout.transformers_engine import TransformersEngine
 from grpo_lightning.rollout.types import AdapterRef, Generation, SamplingSettings
 
