@@ -283,6 +283,11 @@ class RolloutDataModule(LightningDataModule):
         if self.episodes.max_context is None:
             most = self.max_prompt_tokens + 2 * self.episodes.max_turns * self.max_tokens
             return max(single, most if own is None else min(own, most))
+        if self.episodes.max_context <= self.max_prompt_tokens:
+            raise ConfigurationError(
+                f"expected episodes.max_context > max_prompt_tokens, but got {self.episodes.max_context} and "
+                f"{self.max_prompt_tokens}: no answer would fit behind the longest prompt"
+            )
         if own is not None and self.episodes.max_context > own:
             raise ConfigurationError(
                 f"expected episodes.max_context <= {own}, the model's context, but got {self.episodes.max_context}"

@@ -8,6 +8,8 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +48,39 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(whole)[2] if whole else None
 
 
+def checkpoint_of_version(folder: Path, version: int) -> Path | None:
+    """A whole checkpoint whose policy has a version; None if there is none.
+
+    Args:
+        folder: A run's folder, or one of checkpoints.
+        version: The policy version.
+    """
+    return next((path for path in _checkpoints(folder) if _policy_version(path) == version), None)
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     return [*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")]
 
 
 def _step(checkpoint: Path) -> int | None:
     """Optimizer steps before a checkpoint; None if it is not whole."""
+    return _number(checkpoint, "global_step")
+
+
+def _policy_version(checkpoint: Path) -> int | None:
+    """Version of the policy that a checkpoint holds; None if it is not whole, or no checkpoint of ours."""
+    return _number(checkpoint, "grpo_lightning", "policy_version")
+
+
+def _number(checkpoint: Path, *keys: str) -> int | None:
     # A checkpoint is a zip archive, whose directory is at its end: one that was cut off has none.
     if not zipfile.is_zipfile(checkpoint):
         return None
     import torch
 
     try:
-        return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        return int(reduce(getitem, keys, content))
     except Exception:
         # Reading a foreign file can fail in any way.
         return None

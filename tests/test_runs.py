@@ -8,7 +8,14 @@ import torch
 from made_epochs import made_epoch
 
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.runs import Progress, drop_later_records, find_run, newest_checkpoint, run_model
+from grpo_lightning.runs import (
+    Progress,
+    checkpoint_of_version,
+    drop_later_records,
+    find_run,
+    newest_checkpoint,
+    run_model,
+)
 from grpo_lightning.trajectories.store import load_epoch, stored_epochs, write_epoch
 
 
@@ -49,6 +56,17 @@ def test_what_is_no_whole_checkpoint_is_passed_over(run):
     assert newest_checkpoint(run) == newest_checkpoint(run / "checkpoints") == whole
     whole.unlink()
     assert newest_checkpoint(run) is None
+
+
+def test_the_checkpoint_of_a_policy_version(run):
+    for version in (2, 4):
+        path = run / "checkpoints" / f"step={version}.ckpt"
+        path.parent.mkdir(exist_ok=True)
+        torch.save({"grpo_lightning": {"policy_version": version}}, path)
+    checkpoint(run, "other.ckpt", 3)
+    checkpoint(run, "broken.ckpt", 3, whole=False)
+    assert checkpoint_of_version(run, 4) == run / "checkpoints" / "step=4.ckpt"
+    assert checkpoint_of_version(run, 3) is None
 
 
 def test_the_settings_of_the_last_time(run):

@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.runs import newest_checkpoint, newest_settings
+from grpo_lightning.runs import checkpoint_of_version, newest_checkpoint, newest_settings
 
 if TYPE_CHECKING:
     from grpo_lightning.trajectories.replay import ReplayedUpdate
@@ -49,7 +50,7 @@ def main(command: str, args: list[str]) -> None:
     stored = load_epoch(epochs[given.epoch])
     version, updates = _replay(stored, settings, checkpoint)
     print(f"Checkpoint: {checkpoint} (policy version {version})")
-    print(*_table(updates), _meaning(stored, version, updates), sep="\n")
+    print(*_table(updates), _meaning(given.run, stored, version, updates), sep="\n")
     if given.json is not None:
         numbers = [{"loss": update.loss, **update.metrics} for update in updates]
         content = {"epoch": given.epoch, "checkpoint": str(checkpoint), "policy_version": version, "updates": numbers}
@@ -89,16 +90,22 @@ def _table(updates: "Sequence[ReplayedUpdate]") -> list[str]:
     return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
 
 
-def _meaning(stored: "StoredEpoch", version: int, updates: "Sequence[ReplayedUpdate]") -> str:
+def _meaning(run: Path, stored: "StoredEpoch", version: int, updates: "Sequence[ReplayedUpdate]") -> str:
     from grpo_lightning.diagnostics.checks import MAX_MISMATCH
     from grpo_lightning.trajectories.replay import sampling_versions
 
     versions = sampling_versions(stored)
     if versions != [version]:
+        right = checkpoint_of_version(run, versions[0]) if len(versions) == 1 else None
         return (
             f"The epoch was sampled by policy version {', '.join(map(str, versions))}, the checkpoint holds {version}: "
-            "the ratios show how far apart they are, not what training saw. Give the checkpoint of the sampling "
-            "version with --checkpoint (ModelCheckpoint(save_top_k=-1, every_n_epochs=1) keeps one for each epoch)"
+            "the ratios show how far apart they are, not what training saw. "
+            + (
+                "No checkpoint of the run holds what sampled it: ModelCheckpoint(save_top_k=-1, every_n_epochs=1) "
+                "keeps one for each epoch but the first"
+                if right is None
+                else f"What sampled it: --checkpoint {shlex.quote(str(right))}"
+            )
         )
     same = "The checkpoint holds the weights that sampled the epoch, so the ratios must be 1 up to rounding: "
     means = [update.metrics.get("mismatch/logprob_abs_mean", 0.0) for update in updates]

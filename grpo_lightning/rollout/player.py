@@ -128,6 +128,8 @@ class Player:
         else:
             action = self._forced(position)
             ledger = ledger.extended(action.token_ids, Source.FORCED, turn)
+            if len(ledger) > self.max_context:
+                return replace(position, status="truncated")
         if action.finish_reason == "length" and self.settings.truncated_action == "end":
             answer = Observation(reward=0.0 if self.pays else None, truncated=True)
         else:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import shutil
 
 import pytest
@@ -56,12 +57,17 @@ def test_what_the_run_logged(run, folder, capsys):
     assert lines[2].split()[3] == f"{replayed['updates'][0]['ppo/ratio_mean']:.6g}"
 
 
-def test_weights_of_another_version(run, capsys):
+def test_weights_of_another_version(run, folder, capsys):
     capsys.readouterr()
     assert main(["replay", RUN, "--epoch", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("(policy version 4)")
     assert lines[4].startswith("The epoch was sampled by policy version 2, the checkpoint holds 4: the ratios show")
+    assert lines[4].endswith(
+        f"What sampled it: --checkpoint {shlex.quote(str(checkpoint(run, 2).relative_to(folder)))}"
+    )
+    assert main(["replay", RUN, "--epoch", "0"]) == 0
+    assert "No checkpoint of the run holds what sampled it: ModelCheckpoint(" in capsys.readouterr().out
 
 
 class TestRefused:

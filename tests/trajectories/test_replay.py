@@ -46,7 +46,7 @@ def length_and_letters(completion):
 class Run:
     """Two epochs of two updates, each of two micro-batches, with a checkpoint after each."""
 
-    def __init__(self, folder, tiny_model, engine, **settings):
+    def __init__(self, folder, tiny_model, engine, precision="32-true", **settings):
         losses, logger = Losses(), CSVLogger(folder, name="", version="run")
         checkpoints = ModelCheckpoint(filename="{epoch}", every_n_epochs=1, save_top_k=-1)
         run = trainer(
@@ -55,6 +55,7 @@ class Run:
             callbacks=[checkpoints, losses, TrajectoryStore()],
             enable_checkpointing=True,
             accumulate_grad_batches=2,
+            precision=precision,
             log_every_n_steps=1,
         )
         run.fit(
@@ -64,7 +65,8 @@ class Run:
         self.folder, self.losses = folder / "run", losses.sums
         self.checkpoints = {epoch: self.folder / "checkpoints" / f"epoch={epoch}.ckpt" for epoch in (0, 1)}
         model = {"class_path": "grpo_lightning.GRPOModule", "init_args": {"model": tiny_model, **MODEL, **settings}}
-        (self.folder / "config.yaml").write_text(yaml.safe_dump({"trainer": {"accelerator": "cpu"}, "model": model}))
+        content = {"trainer": {"accelerator": "cpu", "precision": precision}, "model": model}
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(content))
         with (self.folder / "metrics.csv").open() as file:
             self.logged = [row for row in csv.DictReader(file) if row["policy/grad_norm"]]
         self.stored = load_epoch(stored_epochs(self.folder)[1])
@@ -75,10 +77,10 @@ class Run:
             return [replay_update(module, update) for update in batches]
 
 
-@pytest.fixture(scope="module")
-def far(tmp_path_factory, tiny_model):
+@pytest.fixture(scope="module", params=["32-true", "bf16-mixed", "bf16-true"])
+def far(tmp_path_factory, tiny_model, request):
     """A run whose engine returns random logprobs, so that losses and ratios are far from those of a fresh rollout."""
-    return Run(tmp_path_factory.mktemp("far"), tiny_model, FakeEngine(), kl_coef=0.1)
+    return Run(tmp_path_factory.mktemp("far"), tiny_model, FakeEngine(), request.param, kl_coef=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +136,11 @@ def test_the_weights_that_sampled_give_ratios_of_one(run):
         assert update.metrics["ppo/ratio_std"] < 1e-5
         assert update.metrics["mismatch/logprob_abs_max"] < 1e-5
     assert run.replay(1)[0].metrics["ppo/ratio_std"] > 1e-3
+
+
+def test_an_epoch_of_two_processes_is_computed_by_one(run):
+    alone = run.replay(0)
+    together = run.replay(0, replace(run.stored, layout=replace(run.stored.layout, micro_batches=1, processes=2)))
+    for mine, expected in zip(together, alone, strict=True):
+        assert mine.loss == pytest.approx(expected.loss, rel=TOLERANCE, abs=1e-9)
+        assert mine.metrics == pytest.approx(expected.metrics, rel=TOLERANCE)
