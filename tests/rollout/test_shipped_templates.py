@@ -115,7 +115,7 @@ def test_coverage(encoders):
 
 
 STRIP = {"qwen3", "qwen3_5_think", "qwen3_5_nothink", "qwen3_6", "deepseek_r1_distill", "nemotron_3_nano", "glm4moe"}
-KEEP = {"qwen2_5", "qwen3_training", "qwen3_instruct_2507", "llama3", "gemma3", "gptoss", "template_chatml"}
+KEEP = {"smolvlm", "qwen2_5", "qwen3_training", "qwen3_instruct_2507", "llama3", "gemma3", "gptoss", "template_chatml"}
 
 
 @pytest.mark.parametrize(("name", "strips"), [(n, n in STRIP) for n in sorted(STRIP | KEEP)])
