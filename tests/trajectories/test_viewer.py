@@ -425,8 +425,10 @@ def test_light_and_dark(browser, games):
 
 
 @pytest.mark.parametrize("width", [1000, 400])
-def test_nothing_is_cut_off(browser, games, width):
+def test_nothing_is_cut_off(browser, games, page, width):
     browser.size(width, 800)
+    browser.open(page({0: guessing_epoch(0, byte_ids, groups=1, size=24)}))
+    assert browser.value("document.documentElement.scrollWidth") <= width
     for address in ("#e=1&g=0&i=0", "#e=1&g=0&i=0&c=advantage"):
         browser.open(games[0], address)
         assert browser.value("document.documentElement.scrollWidth") <= width

@@ -12,9 +12,8 @@ function readAddress() {
   const whole = (name) => (/^\d+$/.test(given.get(name) ?? "") ? Number(given.get(name)) : null);
   const known = about.epochs.map((row) => row.epoch);
   state.epoch = known.includes(whole("e")) ? whole("e") : state.epoch ?? known.at(-1);
-  const groups = epoch().groups;
-  state.group = Math.min(whole("g") ?? state.group, Math.max(0, groups.length - 1));
-  state.episode = Math.min(whole("i") ?? state.episode, Math.max(0, (groups[state.group]?.episodes.length ?? 1) - 1));
+  state.group = whole("g") ?? state.group;
+  state.episode = whole("i") ?? state.episode;
   if (Object.hasOwn(COLOURINGS, given.get("c") ?? "")) state.colour = given.get("c");
 }
 
@@ -77,7 +76,7 @@ function keepInSight(list) {
   list.scrollLeft += Math.min(0, inner.left - outer.left) + Math.max(0, inner.right - outer.right);
 }
 
-/** Bring the page in line with the state. */
+/** Bring the page in line with the state, and the state with what there is. */
 function show() {
   found = selection(epoch(), state);
   if (found.length && !matching().includes(state.episode)) {
