@@ -2,8 +2,7 @@
 
 import time
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +12,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from grpo_lightning.arithmetic import BatchPlan
 from grpo_lightning.distributed import processes
-from grpo_lightning.envs.environment import EnvironmentFactory, SingleTurn
+from grpo_lightning.envs.environment import EnvironmentFactory
+from grpo_lightning.envs.kinds import as_environments
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.loading import require_full_finetuning
 from grpo_lightning.model_source import model_context, require_context, require_model
@@ -22,7 +22,7 @@ from grpo_lightning.rollout.advantages import with_advantages
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.engine import CheckedEngine, EngineSpec, RolloutEngine
 from grpo_lightning.rollout.episode import Group
-from grpo_lightning.rollout.episode_settings import EpisodeSettings
+from grpo_lightning.rollout.episode_settings import SINGLE_TURN, EpisodeSettings
 from grpo_lightning.rollout.evaluation import Scores, greedy_scores, sampled_scores
 from grpo_lightning.rollout.loader import BatchLoader
 from grpo_lightning.rollout.metrics import rollout_metrics
@@ -176,7 +176,11 @@ class RolloutDataModule(LightningDataModule):
             )
         self.environments = as_environments(environment)
         self.multi_turn = environment is not None
-        self.episodes = episodes or EpisodeSettings()
+        if environment is None and episodes is not None:
+            raise ConfigurationError(
+                "expected episodes beside an environment only: without one, tasks are answered once"
+            )
+        self.episodes = SINGLE_TURN if environment is None else episodes or EpisodeSettings()
         self.engine_restarts = engine_restarts
         self.scorer = Scorer(
             functions,
@@ -276,23 +280,8 @@ class RolloutDataModule(LightningDataModule):
         Raises:
             ConfigurationError: If the model's context is shorter.
         """
-        single = self.max_prompt_tokens + self.max_tokens
-        if not self.multi_turn:
-            return single
         own = model_context(require_model(model))
-        if self.episodes.max_context is None:
-            most = self.max_prompt_tokens + 2 * self.episodes.max_turns * self.max_tokens
-            return max(single, most if own is None else min(own, most))
-        if self.episodes.max_context <= self.max_prompt_tokens:
-            raise ConfigurationError(
-                f"expected episodes.max_context > max_prompt_tokens, but got {self.episodes.max_context} and "
-                f"{self.max_prompt_tokens}: no answer would fit behind the longest prompt"
-            )
-        if own is not None and self.episodes.max_context > own:
-            raise ConfigurationError(
-                f"expected episodes.max_context <= {own}, the model's context, but got {self.episodes.max_context}"
-            )
-        return self.episodes.max_context
+        return self.episodes.context(self.max_prompt_tokens, self.max_tokens, own)
 
     def check(self, module: "GRPOModule", trainer: Any, stage: str = "fit") -> PromptEncoder:
         """Refuse what could not work, as far as that is known without weights and engine.
@@ -540,16 +529,11 @@ class RolloutDataModule(LightningDataModule):
     def _evaluate(self, batch: TaskBatch) -> Scores:
         self.ensure_synced()
         # The seeds know no epoch: evaluations differ by the policy alone.
-        greedy = self._sample("Evaluation", batch.tasks, samples=1, temperature=0.0, key="val")
+        sample = partial(self._sample, tasks=batch.tasks, key="val")
+        greedy = sample("Evaluation", samples=1, temperature=0.0)
         scores = greedy_scores(greedy, self.scorer.names, self.success_reward)
         if self.val_samples:
-            sampled = self._sample(
-                "Sampled evaluation",
-                batch.tasks,
-                samples=self.val_samples,
-                temperature=self.val_temperature,
-                key="val",
-            )
+            sampled = sample("Sampled evaluation", samples=self.val_samples, temperature=self.val_temperature)
             scores |= sampled_scores(sampled, self.success_reward)
         return scores
 
@@ -571,25 +555,6 @@ class RolloutDataModule(LightningDataModule):
                 f"expected a GRPOModule beside {type(self).__name__}, but got {type(module).__name__}"
             )
         return module
-
-
-def as_environments(
-    environment: EnvironmentFactory | dict[str, EnvironmentFactory] | None,
-) -> Mapping[str, EnvironmentFactory]:
-    """How environments are made, by `Task.env`.
-
-    Raises:
-        ConfigurationError: If something given makes no environments.
-    """
-    if environment is None:
-        # Tasks may say what they like: there is one way to answer them.
-        return defaultdict(lambda: SingleTurn)
-    if not isinstance(environment, dict):
-        return defaultdict(lambda: environment, {"": environment})
-    for name, factory in environment.items():
-        if not callable(factory):
-            raise ConfigurationError(f"expected environment {name!r} to be a class or a function, but got {factory!r}")
-    return environment
 
 
 def _texts(name: str, values: list[str] | str | None) -> tuple[str, ...]:

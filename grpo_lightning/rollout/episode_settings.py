@@ -13,8 +13,7 @@ class EpisodeSettings:
     Args:
         max_turns: Most actions of an episode; one that goes on is cut off there.
         max_context: Longest context in tokens, prompt, answers and observations together. By default
-            ``max_prompt_tokens + max_tokens`` for single questions, and for environments ``max_prompt_tokens + 2 *
-            max_turns * max_tokens``, but not more than the model's own.
+            ``max_prompt_tokens + (2 * max_turns - 1) * max_tokens``, but not more than the model's own.
         max_sampled_tokens: Most tokens that the policy may say in an episode; no limit by default.
         timeout: Seconds that an episode may take, from its first observation; cut off there. No limit by default.
         step_timeout: Seconds that one call of the environment may take, before the episode counts as broken.
@@ -63,3 +62,33 @@ class EpisodeSettings:
                 raise ConfigurationError(f"expected episodes.{name} > 0, but got {value}")
         if self.retries < 0:
             raise ConfigurationError(f"expected episodes.retries >= 0, but got {self.retries}")
+
+    def context(self, max_prompt_tokens: int, max_tokens: int, own: int | None) -> int:
+        """Longest context in tokens.
+
+        Args:
+            max_prompt_tokens: Longest prompt.
+            max_tokens: Longest answer.
+            own: Longest context of the model; None if it is not known.
+
+        Raises:
+            ConfigurationError: If ``max_context`` is longer than the model's, or not longer than a prompt.
+        """
+        if self.max_context is None:
+            # As much for what the environment says as for the policy.
+            most = max_prompt_tokens + (2 * self.max_turns - 1) * max_tokens
+            return most if own is None else min(own, most)
+        if self.max_context <= max_prompt_tokens:
+            raise ConfigurationError(
+                f"expected episodes.max_context > max_prompt_tokens, but got {self.max_context} and "
+                f"{max_prompt_tokens}: no answer would fit behind the longest prompt"
+            )
+        if own is not None and self.max_context > own:
+            raise ConfigurationError(
+                f"expected episodes.max_context <= {own}, the model's context, but got {self.max_context}"
+            )
+        return self.max_context
+
+
+SINGLE_TURN = EpisodeSettings(max_turns=1)
+"""Of questions that are answered once."""

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from grpo_lightning.envs.environment import EnvironmentFactory, InvalidAction, Observation
@@ -90,9 +91,10 @@ class Player:
                 fault = error
         return Episode((), (), {}, None, status="error", failure=str(fault), attempts=attempts)
 
-    def _slot(self, name: str) -> asyncio.Semaphore:
+    def _slot(self, name: str) -> AbstractAsyncContextManager[None]:
+        """Room for one more open environment of a kind."""
         limit = self.settings.concurrency
-        return self._open.setdefault(name, asyncio.Semaphore(2**31 if limit is None else limit))
+        return nullcontext() if limit is None else self._open.setdefault(name, asyncio.Semaphore(limit))
 
     async def _attempt(self, task: Task, number: int) -> Episode:
         environment = await GuardedEnvironment.make(self.environments[task.env], task, self.settings)
