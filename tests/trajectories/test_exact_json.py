@@ -39,6 +39,12 @@ def test_any_text_becomes_valid_unicode_and_comes_back(text):
     assert from_text(to_text(text)) == text
 
 
+@pytest.mark.parametrize("text", ["", "\0", "\0a\\n", "\ud800\\n\u00e9\\ud83d", "\\ud800"])
+def test_texts_that_look_like_escapes(text):
+    to_text(text).encode()
+    assert back(text) == from_text(to_text(text)) == text
+
+
 def test_a_pair_of_surrogates_stays_a_pair():
     assert back("\ud83d\ude00") == "\ud83d\ude00" != "\U0001f600"
 

@@ -59,7 +59,8 @@ def test_tables_that_other_tools_can_ask(tmp_path):
     tokens = read_table(path / "tokens.parquet").to_pylist()
     sampled = [row for row in tokens if row["source"] == "sampled"]
     assert len(sampled) == 2 * 3 * 2 * 4
-    assert {row["logprob"] for row in tokens if row["source"] != "sampled"} == {None}
+    others = [row for row in tokens if row["source"] != "sampled"]
+    assert {(row["logprob"], row["policy_version"]) for row in others} == {(None, None)}
     action = stored.groups[1].episodes[2].turns[1].action
     last = [row for row in sampled if (row["group"], row["episode"], row["turn"]) == (1, 2, 1)]
     assert tuple(row["token_id"] for row in last) == action.token_ids
