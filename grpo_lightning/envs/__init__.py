@@ -8,6 +8,7 @@ from grpo_lightning.envs.environment import (
     Observation,
     SingleTurn,
 )
+from grpo_lightning.envs.guess_number import GuessNumber
 from grpo_lightning.envs.gymnasium import GymnasiumText
 from grpo_lightning.envs.openenv import OpenEnv
 from grpo_lightning.envs.openenv_client import OpenEnvClient
@@ -20,6 +21,7 @@ from grpo_lightning.envs.trl import TRLEnvironment
 __all__ = [
     "Environment",
     "EnvironmentFactory",
+    "GuessNumber",
     "GymnasiumText",
     "InvalidAction",
     "Observation",
