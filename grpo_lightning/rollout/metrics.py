@@ -18,7 +18,8 @@ def rollout_metrics(groups: Sequence[Group], multi_turn: bool = False) -> dict[s
     """
     episodes = [e for g in groups for e in g.episodes]
     rewards = torch.tensor([e.reward for e in episodes if e.reward is not None], dtype=torch.float64)
-    lengths = torch.tensor([e.count(Source.SAMPLED) for e in episodes], dtype=torch.float64)
+    played = [e for e in episodes if e.turns]
+    lengths = torch.tensor([e.count(Source.SAMPLED) for e in played] or [0], dtype=torch.float64)
     scored = [[e.reward for e in g.episodes if e.reward is not None] for g in groups]
     usable = [values for values in scored if len(values) >= 2]
     metrics = {
@@ -29,7 +30,7 @@ def rollout_metrics(groups: Sequence[Group], multi_turn: bool = False) -> dict[s
         "group/dropped": float(sum(sum(map(is_trainable, g.episodes)) < 2 for g in groups)),
         "completion/length_mean": float(lengths.mean()),
         "completion/length_max": float(lengths.max()),
-        "completion/truncated_fraction": sum(e.status == "truncated" for e in episodes) / len(episodes),
+        "completion/truncated_fraction": sum(e.status == "truncated" for e in played) / max(1, len(played)),
         "tokens/sampled": float(lengths.sum()),
         "tokens/forced": float(sum(e.count(Source.FORCED) for e in episodes)),
     }
