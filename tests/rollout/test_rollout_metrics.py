@@ -141,7 +141,7 @@ def test_every_number_of_turns():
     metrics = rollout_metrics([make_group([long, short, BROKEN])])
     # What the policy said in all turns; the system's part is the forced actions and the end of a turn.
     assert metrics["completion/length_max"] == 5
-    assert metrics["completion/truncated_fraction"] == 1 / 3
+    assert metrics["completion/truncated_fraction"] == 1 / 2
     assert (metrics["tokens/sampled"], metrics["tokens/forced"]) == (6, 1 + 2 + 1)
     assert metrics["reward/failed"] == 1
 
