@@ -73,9 +73,11 @@ class Picky(Echo):
         return "a default"
 
 
-def player(engine, environment=None, *, scorer=None, max_context=4000, chat=None, sampling=SAMPLING, **settings):
+def player(
+    engine, environment=None, *, scorer=None, max_context=4000, chat=None, sampling=SAMPLING, kind=Player, **settings
+):
     """A player of one kind of environment."""
-    return Player(
+    return kind(
         engine,
         chat or FakeChat(),
         sampling,

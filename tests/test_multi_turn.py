@@ -6,6 +6,7 @@ from games import Echo, Picky
 from runs import MODEL, RecordingEngine, trainer
 
 from grpo_lightning import GRPOModule, RolloutDataModule
+from grpo_lightning.errors import LedgerError
 from grpo_lightning.rollout.episode_settings import EpisodeSettings
 from grpo_lightning.rollout.ledger import Source
 from grpo_lightning.tasks import SeedTasks
@@ -45,3 +46,14 @@ def test_ratios_of_a_real_model_are_one_in_every_turn(tmp_path, tiny_model):
     assert run.callback_metrics["ppo/ratio_min"] == pytest.approx(1.0, abs=1e-4)
     assert run.callback_metrics["ppo/ratio_max"] == pytest.approx(1.0, abs=1e-4)
     assert max(int(batch.turn.max()) for batch in module.rollout.batches) > 0
+
+
+def test_a_batch_with_a_forced_target_is_refused(tmp_path, tiny_model):
+    class Contaminating(GRPOModule):
+        def training_step(self, batch, batch_idx):
+            source = batch.source.clone()
+            source[3] = Source.FORCED
+            return super().training_step(batch.replace(source=source), batch_idx)
+
+    with pytest.raises(LedgerError, match="1 of .* tokens in the loss were not sampled by the policy: 1 forced"):
+        trainer(tmp_path).fit(Contaminating(tiny_model, **MODEL), data(FakeEngine()))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from grpo_lightning.envs import SingleTurn
 from grpo_lightning.errors import EngineDiedError, LogprobValidationError, RewardError
 from grpo_lightning.rewards import Scorer
-from grpo_lightning.rollout.player import request_seed, to_action
+from grpo_lightning.rollout.player import Player, request_seed, to_action
 from grpo_lightning.rollout.types import Generation
 
 TASKS = [make_task(f"t{i}", answer=str(i)) for i in range(4)]
@@ -46,7 +46,27 @@ def test_nothing_to_collect():
     assert answer([])[0] == []
 
 
+class Forgetful(Player):
+    """The founding defect: what was sampled is kept on the collector, where the next episode overwrites it."""
+
+    last = {}
+
+    async def _sampled(self, task, number, position):
+        Forgetful.last["action"] = await super()._sampled(task, number, position)
+        await asyncio.sleep(0.001)
+        return Forgetful.last["action"]
+
+
 def test_every_value_belongs_to_its_own_turn():
+    check_that_values_belong(Player)
+
+
+def test_the_founding_defect_does_not_pass():
+    with pytest.raises(AssertionError):
+        check_that_values_belong(Forgetful)
+
+
+def check_that_values_belong(kind):
     # 64 episodes of several turns finish in a random order, and every value names its episode and turn.
     async def generation(prompt, params, seed, version):
         await asyncio.sleep(random.uniform(0, 0.02))
@@ -57,7 +77,7 @@ def test_every_value_belongs_to_its_own_turn():
         await asyncio.sleep(random.uniform(0, 0.02))
         return float(completion) + 1e6 * float(answer)
 
-    groups, _ = play(TASKS, lambda: Delayed(3), generation=generation, scorer=Scorer([reward]), samples=16)
+    groups, _ = play(TASKS, lambda: Delayed(3), generation=generation, scorer=Scorer([reward]), samples=16, kind=kind)
     for group, task in zip(groups, TASKS, strict=True):
         assert group.task is task
         for number, episode in enumerate(group.episodes):
