@@ -5,6 +5,7 @@ import dataclasses
 import math
 import random
 import time
+from typing import ClassVar
 
 import pytest
 from fakes import FakeChat, decode, encode, make_task, random_generation
@@ -16,7 +17,7 @@ from grpo_lightning.envs import SingleTurn
 from grpo_lightning.errors import EngineDiedError, LogprobValidationError, RewardError
 from grpo_lightning.rewards import Scorer
 from grpo_lightning.rollout.player import Player, request_seed, to_action
-from grpo_lightning.rollout.types import Generation
+from grpo_lightning.rollout.types import Action, Generation
 
 TASKS = [make_task(f"t{i}", answer=str(i)) for i in range(4)]
 
@@ -49,7 +50,7 @@ def test_nothing_to_collect():
 class Forgetful(Player):
     """The founding defect: what was sampled is kept on the collector, where the next episode overwrites it."""
 
-    last = {}
+    last: ClassVar[dict[str, Action]] = {}
 
     async def _sampled(self, task, number, position):
         Forgetful.last["action"] = await super()._sampled(task, number, position)
