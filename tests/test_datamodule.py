@@ -88,7 +88,7 @@ class TestSampledEvaluation:
         assert len(requests) == 3 * size
         assert requests[:size] == requests[size : 2 * size] == requests[2 * size :]
         names = [data.val_tasks[i].id for i in range(3)]
-        assert {seed for _, seed in requests} == {request_seed("9/val", name, n) for name in names for n in range(4)}
+        assert {seed for _, seed in requests} == {request_seed("9/val", name, n, 0) for name in names for n in range(4)}
 
     def test_greedy_answers_alone_by_default(self, tmp_path, tiny_model):
         engine = FakeEngine()

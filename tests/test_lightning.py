@@ -267,7 +267,7 @@ class TestSampling:
         )
         assert float(run.callback_metrics["mismatch/logprob_abs_max"]) < 1e-4
         rollout = run.datamodule.rollout
-        texts = [sample.action.text for group in rollout.groups for sample in group.samples]
+        texts = [episode.text for group in rollout.groups for episode in group.episodes]
         assert not any(letter in text for text in texts for letter in letters)
         with torch.no_grad():
             free, _ = run.lightning_module.policy.token_logprobs(rollout.batches[0].replace(banned_token_ids=()))

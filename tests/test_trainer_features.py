@@ -70,7 +70,8 @@ def test_precision(tmp_path, tiny_model, precision):
     expected, _ = gradients("32-true")
     actual, policy = gradients(precision)
     cosine = torch.nn.functional.cosine_similarity(actual, expected, dim=0)
-    assert float(cosine) > (0.999999 if precision == "32-true" else 0.9)
+    # bf16-true rounds the model's weights; the others compute with the same ones.
+    assert float(cosine) > {"32-true": 0.999999, "bf16-mixed": 0.999, "bf16-true": 0.85}[precision]
     moved = [p for n, p in policy.policy.trainable_parameters().items() if "lora_B" in n]
     assert any(not torch.equal(p, p.bfloat16().float()) for p in moved)
 

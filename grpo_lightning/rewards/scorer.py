@@ -125,7 +125,7 @@ class Scorer:
                 errors are not skipped.
         """
         completion = episode.text
-        fields = _fields(task) | {"episode": episode}
+        fields = {"episode": episode} | _fields(task)
         rewards: dict[str, float | None] = {}
         failures = []
         for name, function in self._functions.items():

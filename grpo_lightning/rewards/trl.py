@@ -34,6 +34,8 @@ class TRLReward:
         keywords = [p for p in parameters if p.kind is Parameter.VAR_KEYWORD]
         columns = [p for p in parameters if p.name not in _BATCH and p.kind is not Parameter.VAR_POSITIONAL]
         self._passed = [name for name in _BATCH if keywords or any(p.name == name for p in parameters)]
+        # TRL has no such argument, and functions may pass on whatever they get.
+        self._wants_episode = any(p.name == "episode" for p in columns)
         # The scorer passes what the signature asks for, and refuses what the tasks lack.
         self.__signature__ = inspect.Signature(
             [
@@ -52,6 +54,8 @@ class TRLReward:
         Raises:
             RewardError: If the function does not return a list of one.
         """
+        if not self._wants_episode:
+            columns.pop("episode", None)
         batch = {
             "completions": [[{"role": "assistant", "content": completion}] if self._conversational else completion],
             "prompts": [[dict(message) for message in prompt] if self._conversational else prompt[-1]["content"]],

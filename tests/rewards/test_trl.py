@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from grpo_lightning import RolloutDataModule
 from grpo_lightning.errors import ConfigurationError, RewardError
 from grpo_lightning.rewards import Scorer, TRLReward
+from grpo_lightning.rollout.episode import said
 from grpo_lightning.rollout.types import Task
 
 TASK = Task(
@@ -21,7 +22,8 @@ TASK = Task(
 def score(reward, task=TASK, completion="It is 3", **settings):
     scorer = Scorer([reward], **settings)
     scorer.check(task)
-    return asyncio.run(scorer.score(task, completion))
+    scored = asyncio.run(scorer.score(task, said(task, completion)))
+    return dict(scored.rewards), scored.total, scored.failure
 
 
 def correct(completions, answer, **kwargs):
@@ -80,7 +82,7 @@ def test_async():
 
 def test_none_does_not_apply():
     assert score(TRLReward(lambda completions, **kwargs: [None])) == (
-        {"lambda": None}, None, "no reward applies to this task",
+        {"lambda": None}, None, None,
     )  # fmt: skip
 
 
@@ -129,4 +131,4 @@ def test_in_yaml_by_import_path():
     data = parser.instantiate_classes(parser.parse_string(yaml.safe_dump({"data": settings}))).data
     assert data.scorer.names == ("correct_text",)
     task = data.tasks[0]
-    assert asyncio.run(data.scorer.score(task, task.data["answer"]))[1] == 1.0
+    assert asyncio.run(data.scorer.score(task, said(task, task.data["answer"]))).total == 1.0
