@@ -113,7 +113,8 @@ class GuardedEnvironment:
     def _checked(self, what: str, observation: Any) -> Observation:
         if not isinstance(observation, Observation):
             raise self._fault(f"{what} should return an Observation, but returned {observation!r:.200}")
-        if any(message.get("role") == "assistant" for message in observation.messages):
+        # A prompt may hold earlier conversation. After it, what the policy said is known by its tokens.
+        if what != "reset()" and any(message.get("role") == "assistant" for message in observation.messages):
             raise self._fault(f"{what} returned a message of the assistant; use forced_action to speak in its place")
         over = observation.terminated or observation.truncated
         if not observation.messages and not over:

@@ -27,7 +27,7 @@ class SeedTasks:
         *,
         seed: int = 0,
         env: str = "",
-        messages: Sequence[dict[str, Any]] = (),
+        messages: Sequence[dict[str, str]] = (),
         data: Mapping[str, Any] | None = None,
     ) -> None:
         if size < 1:

@@ -5,6 +5,7 @@ import logging
 import math
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from fakes import EOS_ID, FakeChat, decode, encode, make_task, random_generation
@@ -337,6 +338,17 @@ class TestFaults:
 
         episode, _ = one(Wrong, retries=0)
         assert message in episode.failure
+
+    def test_a_prompt_may_hold_earlier_conversation(self):
+        class Reminded(Echo):
+            async def reset(self, task):
+                return replace(
+                    await super().reset(task),
+                    messages=(*user("a"), {"role": "assistant", "content": "b"}, *user("c")),
+                )
+
+        [ledger] = one(lambda: Reminded(1), generation=says("d"))[0].ledgers
+        assert text_of(ledger, Source.PROMPT) == "<u a><a b><u c><a "
 
     @pytest.mark.parametrize("scores", [{"a": math.inf}, {"a": "b"}, [1.0], 3.0])
     def test_scores_are_finite_numbers_by_name(self, scores):

@@ -1,4 +1,7 @@
+from copy import deepcopy
+
 import pytest
+from jsonargparse import ArgumentParser
 
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.types import Task
@@ -14,6 +17,15 @@ def test_one_task_per_seed():
     assert [tasks[index] for index in range(3)] == [
         Task(f"seed-{seed}", (SYSTEM,), {"size": 5}, seed=seed, env="maze") for seed in (17, 18, 19)
     ]
+
+
+def test_what_messages_of_a_configuration_say_stays_text():
+    messages = [{"role": "user", "content": "Numbers left: 3 4"}, {"role": "assistant", "content": "34"}]
+    parser = ArgumentParser()
+    parser.add_argument("--tasks", type=TaskSource)
+    settings = {"size": 1, "messages": deepcopy(messages)}
+    config = parser.parse_object({"tasks": {"class_path": "grpo_lightning.tasks.SeedTasks", "init_args": settings}})
+    assert parser.instantiate_classes(config).tasks[0].messages == tuple(messages)
 
 
 def test_an_index_means_the_same_task_however_many_there_are():
