@@ -19,7 +19,6 @@ from grpo_lightning.rollout.episode import ENVIRONMENT_REWARD, Episode, EpisodeS
 from grpo_lightning.rollout.episode_settings import EpisodeSettings
 from grpo_lightning.rollout.guarded_environment import EnvironmentFault, GuardedEnvironment
 from grpo_lightning.rollout.ledger import NO_VERSION, Ledger, Source
-from grpo_lightning.rollout.plain import plain
 from grpo_lightning.rollout.prompts import PromptEncoder
 from grpo_lightning.rollout.tool_use import ToolUse
 from grpo_lightning.rollout.types import Action, Generation, Message, SamplingSettings, Task
@@ -141,7 +140,7 @@ class Player:
             action=action,
             reward=answer.reward,
             error=answer.error,
-            info=plain(answer.info),
+            info=answer.info,
             segment=len(position.ledgers) - 1,
         )
         position = replace(
