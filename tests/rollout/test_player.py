@@ -152,6 +152,11 @@ class TestLimits:
         with pytest.raises(ConfigurationError, match=f"episodes.{name} > 0, but got {value}"):
             EpisodeSettings(**{name: value})
 
+    @pytest.mark.parametrize("name", ["invalid_action", "truncated_action", "thinking", "context_limit", "advantage"])
+    def test_a_choice_that_there_is_not_is_refused(self, name):
+        with pytest.raises(ConfigurationError, match=f"expected episodes.{name} to be one of '.*', but got 'stop'"):
+            EpisodeSettings(**{name: "stop"})
+
 
 class TestForced:
     def test_the_message_goes_back(self):
@@ -346,6 +351,11 @@ class TestFaults:
         episode, _ = one(Wrong, retries=0)
         assert message in episode.failure
 
+    def test_one_environment_for_all_episodes_is_refused(self):
+        shared = Echo(2)
+        with pytest.raises(ConfigurationError, match="played at once were given the same Echo: have the function"):
+            play([make_task("t")], lambda: shared)
+
     @pytest.mark.parametrize("made", [None, Echo, object()])
     def test_a_factory_returns_an_environment(self, made):
         failure = one(lambda: made, retries=0)[0].failure
@@ -439,12 +449,13 @@ class TestRewards:
         rewards = one(lambda: Scoring(1), generation=says("a"))[0].rewards
         assert (type(rewards["bonus"]), rewards["bonus"]) == (float, 2.0)
 
-    def test_two_rewards_of_one_name_are_refused(self):
+    @pytest.mark.parametrize("name", ["environment", "mean"])
+    def test_two_rewards_of_one_name_are_refused(self, name):
         class Scoring(Echo):
             def score(self, episode):
-                return {"environment": 1.0}
+                return {name: 1.0}
 
-        with pytest.raises(RewardError, match="otherwise than 'environment'"):
+        with pytest.raises(RewardError, match=f"otherwise than '{name}'"):
             one(lambda: Scoring(1), generation=says("a"))
 
     def test_a_penalty_of_an_invalid_action_counts(self):
