@@ -340,7 +340,7 @@ class RolloutDataModule(LightningDataModule):
             if tasks is not None and tasks[0].messages:
                 encoder.check(tasks)
             if tasks is not None and self.multi_turn:
-                processes().from_first(partial(probe, self.environments, tasks[0], encoder, self.episodes))
+                processes().from_first(partial(probe, self.environments, tasks, encoder, self.episodes))
         return encoder
 
     def plan(self, trainer: Any) -> BatchPlan:

@@ -10,7 +10,7 @@ from typing import Any
 
 
 async def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Call a plain function in a daemon thread, or await an async one; attempts to exit become errors.
+    """Call a plain function in a daemon thread, or await an async one; attempts to exit or to cancel become errors.
 
     Args:
         function: What to call.
@@ -22,7 +22,13 @@ async def call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> An
             return await function(*args, **kwargs)
         result = await in_daemon_thread(partial(function, *args, **kwargs))
         return await result if inspect.isawaitable(result) else result
-    except (SystemExit, KeyboardInterrupt) as error:
+    except (Exception, GeneratorExit):
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        # Also a cancellation that nobody asked for: the event loop would take the caller's task for cancelled.
         raise Contained(described(error)) from error
 
 

@@ -197,6 +197,20 @@ def test_interrupts_of_others_become_errors(function):
         asyncio.run(call(function))
 
 
+class Panic(BaseException):
+    """Not an Exception, as panics of Rust extensions are not."""
+
+
+@pytest.mark.parametrize("error", [Panic("lost"), asyncio.CancelledError("lost")])
+def test_what_would_cancel_the_caller_becomes_an_error(error):
+    async def rollout():
+        for function in raises(error):
+            with pytest.raises(Contained, match=f"^{type(error).__name__}: lost$"):
+                await call(function)
+
+    asyncio.run(rollout())
+
+
 def test_a_stop_iteration_which_no_future_can_carry():
     with pytest.raises(Contained, match="^StopIteration: empty$"):
         asyncio.run(asyncio.wait_for(call(raises(StopIteration("empty"))[0]), 5))

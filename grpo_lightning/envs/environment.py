@@ -47,10 +47,10 @@ class InvalidAction(Exception):
 
     Args:
         message: What is wrong and what is expected, in words for the policy.
-        reward: What the action earns, usually 0 or less.
+        reward: What the action earns, usually 0 or less; None if this environment leaves rewards to reward functions.
     """
 
-    def __init__(self, message: str, reward: float = 0.0) -> None:
+    def __init__(self, message: str, reward: float | None = 0.0) -> None:
         super().__init__(message)
         self.message = message
         self.reward = reward

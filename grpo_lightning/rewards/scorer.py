@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from grpo_lightning.errors import ConfigurationError, RewardError
+from grpo_lightning.rewards.number import finite
 from grpo_lightning.rollout.episode import ENVIRONMENT_REWARD, Episode
 from grpo_lightning.rollout.types import Message, Task
 from grpo_lightning.threads import call, described
@@ -179,11 +180,8 @@ def _fields(task: Task) -> dict[str, Any]:
 def _checked(name: str, value: Any, task: Task, completion: str) -> float | None:
     if value is None:
         return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, str) or not math.isfinite(number):
+    number = finite(value)
+    if number is None:
         raise RewardError(
             f"expected reward {name!r} to return a finite number or None, but got {value!r} "
             f"on task {task.id!r}, completion {completion!r}"

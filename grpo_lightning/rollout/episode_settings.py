@@ -1,7 +1,7 @@
 """Limits and choices of multi-turn episodes."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from grpo_lightning.errors import ConfigurationError
 
@@ -62,6 +62,12 @@ class EpisodeSettings:
                 raise ConfigurationError(f"expected episodes.{name} > 0, but got {value}")
         if self.retries < 0:
             raise ConfigurationError(f"expected episodes.retries >= 0, but got {self.retries}")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                known = ", ".join(map(repr, get_args(hint)))
+                raise ConfigurationError(
+                    f"expected episodes.{name} to be one of {known}, but got {getattr(self, name)!r}"
+                )
 
     def context(self, max_prompt_tokens: int, max_tokens: int, own: int | None) -> int:
         """Longest context in tokens.

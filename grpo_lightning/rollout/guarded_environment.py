@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from grpo_lightning.envs.environment import Environment, EnvironmentFactory, InvalidAction, Observation
+from grpo_lightning.rewards.number import finite
 from grpo_lightning.rollout.episode import Episode
 from grpo_lightning.rollout.episode_settings import EpisodeSettings
+from grpo_lightning.rollout.observed import ObservationError, observed
 from grpo_lightning.rollout.types import Action, Task
 from grpo_lightning.threads import call, described
 
@@ -39,12 +40,20 @@ class GuardedEnvironment:
         """A fresh environment.
 
         Raises:
-            EnvironmentFault: If it cannot be made.
+            EnvironmentFault: If it cannot be made, or is no `Environment`.
         """
-        return cls(await cls(None, task, settings)._call("making it", factory), task, settings)
+        unmade = cls(None, task, settings)
+        made = await unmade._call("making it", factory)
+        if not isinstance(made, Environment):
+            raise unmade._fault(
+                f"expected a factory that returns an Environment, but {factory!r:.100} returned {made!r:.100}; give a "
+                "subclass of grpo_lightning.envs.Environment, or a function that returns one"
+            )
+        return cls(made, task, settings)
 
     @property
-    def _environment(self) -> Environment:
+    def environment(self) -> Environment:
+        """What is guarded."""
         assert self._made is not None
         return self._made
 
@@ -54,7 +63,7 @@ class GuardedEnvironment:
         Raises:
             EnvironmentFault: If it fails.
         """
-        return self._checked("reset()", await self._call("reset()", self._environment.reset, self._task))
+        return self._checked("reset()", await self._call("reset()", self.environment.reset, self._task))
 
     async def step(self, turn: int, action: Action) -> Observation:
         """Take an action.
@@ -64,15 +73,28 @@ class GuardedEnvironment:
             EnvironmentFault: If it fails.
         """
         self._turn = turn
-        return self._checked("step()", await self._call("step()", self._environment.step, action))
+        try:
+            return self._checked(
+                "step()", await self._call("step()", self.environment.step, action, may=(InvalidAction,))
+            )
+        except InvalidAction as invalid:
+            reward = invalid.reward if invalid.reward is None else finite(invalid.reward)
+            if reward is None and invalid.reward is not None:
+                raise self._fault(
+                    f"step() raised InvalidAction with a reward of {invalid.reward!r}, which is no finite number"
+                ) from invalid
+            raise InvalidAction(str(invalid.message), reward) from invalid
 
     async def default_action(self) -> str:
         """The move to make in the policy's place.
 
         Raises:
-            EnvironmentFault: If it fails.
+            EnvironmentFault: If it fails, or returns no text.
         """
-        return str(await self._call("default_action()", self._environment.default_action))
+        move = await self._call("default_action()", self.environment.default_action)
+        if not isinstance(move, str):
+            raise self._fault(f"default_action() should return a text, but returned {move!r:.200}")
+        return move
 
     async def score(self, episode: Episode) -> Mapping[str, float]:
         """Rewards of the whole episode.
@@ -80,19 +102,23 @@ class GuardedEnvironment:
         Raises:
             EnvironmentFault: If it fails, or one is not a finite number.
         """
-        scores = await self._call("score()", self._environment.score, episode)
-        if not isinstance(scores, Mapping) or not all(_is_finite(value) for value in scores.values()):
-            raise self._fault(f"score() should return finite numbers by name, but returned {scores!r}")
-        return {str(name): float(value) for name, value in scores.items()}
+        scores = await self._call("score()", self.environment.score, episode)
+        found = {str(k): finite(v) for k, v in scores.items()} if isinstance(scores, Mapping) else {"": None}
+        numbers = {name: value for name, value in found.items() if value is not None}
+        if len(numbers) < len(found):
+            raise self._fault(f"score() should return finite numbers by name, but returned {scores!r:.200}")
+        return numbers
 
     async def close(self) -> None:
         """Release the environment; a failure to do so is only reported."""
         try:
-            await self._call("close()", self._environment.close)
+            await self._call("close()", self.environment.close)
         except EnvironmentFault as fault:
             logger.warning("%s", fault)
 
-    async def _call(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
+    async def _call(
+        self, what: str, function: Callable[..., Any], *args: Any, may: tuple[type[Exception], ...] = ()
+    ) -> Any:
         limit, stall = self._settings.step_timeout, self._settings.stall_warning
         running = asyncio.ensure_future(call(function, *args))
         try:
@@ -103,25 +129,20 @@ class GuardedEnvironment:
             if not done:
                 raise self._fault(f"{what} took longer than {limit:g} s (episodes.step_timeout)")
             return running.result()
-        except (EnvironmentFault, InvalidAction):
-            raise
         except Exception as error:
+            if isinstance(error, (EnvironmentFault, *may)):
+                raise
             raise self._fault(f"{what} raised {described(error)}") from error
         finally:
             running.cancel()
 
     def _checked(self, what: str, observation: Any) -> Observation:
-        if not isinstance(observation, Observation):
-            raise self._fault(f"{what} should return an Observation, but returned {observation!r:.200}")
-        # A prompt may hold earlier conversation. After it, what the policy said is known by its tokens.
-        if what != "reset()" and any(message.get("role") == "assistant" for message in observation.messages):
-            raise self._fault(f"{what} returned a message of the assistant; use forced_action to speak in its place")
-        over = observation.terminated or observation.truncated
-        if not observation.messages and not over:
-            raise self._fault(f"{what} said nothing and did not end the episode")
-        if observation.reward is not None and not _is_finite(observation.reward):
-            raise self._fault(f"{what} gave a reward of {observation.reward!r}, which is no finite number")
-        return observation
+        try:
+            return observed(observation, opening=what == "reset()")
+        except ObservationError as wrong:
+            raise self._fault(f"{what} {wrong}") from wrong
+        except Exception as error:
+            raise self._fault(f"{what} returned an Observation that cannot be read: {described(error)}") from error
 
     @property
     def _place(self) -> str:
@@ -130,7 +151,3 @@ class GuardedEnvironment:
 
     def _fault(self, what: str) -> EnvironmentFault:
         return EnvironmentFault(f"{self._place}: {what}")
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
-from grpo_lightning.envs.environment import EnvironmentFactory, InvalidAction, Observation
-from grpo_lightning.errors import RewardError
-from grpo_lightning.rewards.scorer import Scorer
+from grpo_lightning.envs.environment import Environment, EnvironmentFactory, InvalidAction, Observation
+from grpo_lightning.envs.kinds import factory_for
+from grpo_lightning.errors import ConfigurationError, RewardError
+from grpo_lightning.rewards.scorer import RESERVED_NAMES, Scorer
 from grpo_lightning.rollout.engine import RolloutEngine
 from grpo_lightning.rollout.episode import ENVIRONMENT_REWARD, Episode, EpisodeStatus, Turn
 from grpo_lightning.rollout.episode_settings import EpisodeSettings
 from grpo_lightning.rollout.guarded_environment import EnvironmentFault, GuardedEnvironment
 from grpo_lightning.rollout.ledger import NO_VERSION, Ledger, Source
-from grpo_lightning.rollout.plain import plain
 from grpo_lightning.rollout.prompts import PromptEncoder
 from grpo_lightning.rollout.tool_use import ToolUse
 from grpo_lightning.rollout.types import Action, Generation, Message, SamplingSettings, Task
@@ -71,6 +71,7 @@ class Player:
     seed_key: str
     _scoring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CONCURRENT_SCORES))
     _open: dict[str, asyncio.Semaphore] = field(default_factory=dict)
+    _playing: dict[int, Environment] = field(default_factory=dict)
 
     async def play(self, task: Task, number: int) -> Episode:
         """Play an episode; if the environment fails, again from the seed.
@@ -97,7 +98,8 @@ class Player:
         return nullcontext() if limit is None else self._open.setdefault(name, asyncio.Semaphore(limit))
 
     async def _attempt(self, task: Task, number: int) -> Episode:
-        environment = await GuardedEnvironment.make(self.environments[task.env], task, self.settings)
+        environment = await GuardedEnvironment.make(factory_for(self.environments, task), task, self.settings)
+        self._begin(environment.environment)
         try:
             position = self._begun(task, await environment.reset())
             limit = asyncio.timeout(self.settings.timeout)
@@ -112,6 +114,16 @@ class Player:
             return await self._scored(environment, task, position)
         finally:
             await environment.close()
+            del self._playing[id(environment.environment)]
+
+    def _begin(self, environment: Environment) -> None:
+        """Note that an episode is played in it."""
+        if id(environment) in self._playing:
+            raise ConfigurationError(
+                "expected a fresh environment for every episode, but two that are played at once were given the same "
+                f"{type(environment).__name__}: have the function that is given as environment make a new one each time"
+            )
+        self._playing[id(environment)] = environment
 
     def _begun(self, task: Task, observation: Observation) -> _Position:
         tools = ToolUse.of(observation, self.encoder)
@@ -141,7 +153,7 @@ class Player:
             action=action,
             reward=answer.reward,
             error=answer.error,
-            info=plain(answer.info),
+            info=answer.info,
             segment=len(position.ledgers) - 1,
         )
         position = replace(
@@ -226,7 +238,7 @@ class Player:
         if self.pays:
             rewards[ENVIRONMENT_REWARD] = math.fsum(turn.reward or 0.0 for turn in episode.turns)
         scores = await environment.score(episode)
-        taken = sorted(set(scores) & {ENVIRONMENT_REWARD, *self.scorer.names})
+        taken = sorted(set(scores) & {*RESERVED_NAMES, *self.scorer.names})
         if taken:
             raise RewardError(
                 f"expected score() to name its rewards otherwise than {taken[0]!r}, which there is already"

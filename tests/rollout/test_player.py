@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from fakes import EOS_ID, FakeChat, decode, encode, make_task, random_generation
 from games import Delayed, Echo, Picky, play, user
@@ -152,6 +153,11 @@ class TestLimits:
         with pytest.raises(ConfigurationError, match=f"episodes.{name} > 0, but got {value}"):
             EpisodeSettings(**{name: value})
 
+    @pytest.mark.parametrize("name", ["invalid_action", "truncated_action", "thinking", "context_limit", "advantage"])
+    def test_a_choice_that_there_is_not_is_refused(self, name):
+        with pytest.raises(ConfigurationError, match=f"expected episodes.{name} to be one of '.*', but got 'stop'"):
+            EpisodeSettings(**{name: "stop"})
+
 
 class TestForced:
     def test_the_message_goes_back(self):
@@ -261,6 +267,15 @@ class Broken(Echo):
         self._break("close")
 
 
+class Unprintable:
+    def __repr__(self):
+        raise ValueError("no name")
+
+
+class Panic(BaseException):
+    """Not an Exception, as panics of Rust extensions are not."""
+
+
 class TestFaults:
     @pytest.mark.parametrize("place", ["make", "reset", "step", "score"])
     def test_a_broken_environment_is_begun_again_and_then_left_out(self, place, caplog):
@@ -325,10 +340,8 @@ class TestFaults:
         [
             ("hello", "step() should return an Observation, but returned 'hello'"),
             (None, "step() should return an Observation, but returned None"),
-            (Observation(), "step() said nothing and did not end the episode"),
-            (Observation(user("x"), reward=math.nan), "gave a reward of nan"),
-            (Observation(user("x"), reward="1"), "gave a reward of '1'"),
-            (Observation(({"role": "assistant", "content": "I am"},)), "returned a message of the assistant"),
+            (Observation(user("x"), reward=math.nan), "step() gave a reward of nan"),
+            (Observation(user("x"), info={"x": Unprintable()}), "cannot be read: ValueError: no name"),
         ],
     )
     def test_what_an_environment_must_not_say(self, wrong, message):
@@ -350,7 +363,62 @@ class TestFaults:
         [ledger] = one(lambda: Reminded(1), generation=says("d"))[0].ledgers
         assert text_of(ledger, Source.PROMPT) == "<u a><a b><u c><a "
 
-    @pytest.mark.parametrize("scores", [{"a": math.inf}, {"a": "b"}, [1.0], 3.0])
+    def test_one_environment_for_all_episodes_is_refused(self):
+        shared = Echo(2)
+        with pytest.raises(ConfigurationError, match="played at once were given the same Echo: have the function"):
+            play([make_task("t")], lambda: shared)
+
+    @pytest.mark.parametrize("made", [None, Echo, object()])
+    def test_a_factory_returns_an_environment(self, made):
+        failure = one(lambda: made, retries=0)[0].failure
+        assert "expected a factory that returns an Environment, but <function" in failure
+        assert f"returned {made!r}" in failure
+
+    @pytest.mark.parametrize("move", [None, 3])
+    def test_a_default_move_is_a_text(self, move):
+        class Moves(Picky):
+            def default_action(self):
+                return move
+
+        episode, _ = one(Moves, generation=says("z"), retries=0, invalid_action="default")
+        assert f"default_action() should return a text, but returned {move!r}" in episode.failure
+
+    @pytest.mark.parametrize("place", ["reset", "score", "default_action"])
+    def test_actions_are_invalid_in_step_alone(self, place):
+        class Confused(Picky):
+            pass
+
+        def refuse(*_):
+            raise InvalidAction("not now")
+
+        setattr(Confused, place, refuse)
+        said = "z" if place == "default_action" else "a"
+        episode, _ = one(lambda: Confused(1), generation=says(said), retries=0, invalid_action="default")
+        assert f"{place}() raised InvalidAction: not now" in episode.failure
+
+    @pytest.mark.parametrize("reward", [math.nan, "1"])
+    def test_the_reward_of_an_invalid_action_is_a_number(self, reward):
+        class Never(Echo):
+            def step(self, action):
+                raise InvalidAction("no", reward=reward)
+
+        failure = one(Never, generation=says("a"), retries=0)[0].failure
+        assert f"step() raised InvalidAction with a reward of {reward!r}, which is no finite number" in failure
+
+    @pytest.mark.parametrize("error", [Panic("lost"), asyncio.CancelledError("lost"), KeyboardInterrupt("lost")])
+    @pytest.mark.parametrize("place", ["reset", "step", "score"])
+    def test_an_environment_cannot_cancel_the_rollout(self, place, error):
+        class Cancels(Echo):
+            pass
+
+        async def fail(*_):
+            raise error
+
+        setattr(Cancels, place, fail)
+        episode, _ = one(lambda: Cancels(1), generation=says("a"), retries=0)
+        assert f"{place}() raised {type(error).__name__}: lost" in episode.failure
+
+    @pytest.mark.parametrize("scores", [{"a": math.inf}, {"a": "b"}, {"a": None}, [1.0], 3.0, None])
     def test_scores_are_finite_numbers_by_name(self, scores):
         class Scoring(Echo):
             def score(self, episode):
@@ -385,12 +453,21 @@ class TestRewards:
         episode, _ = one(lambda: Echo(3), generation=says("a"), scorer=Scorer([turns]))
         assert episode.rewards["turns"] == 3.0
 
-    def test_two_rewards_of_one_name_are_refused(self):
+    def test_scores_may_be_numbers_of_any_kind(self):
         class Scoring(Echo):
             def score(self, episode):
-                return {"environment": 1.0}
+                return {"bonus": np.float32(2)}
 
-        with pytest.raises(RewardError, match="otherwise than 'environment'"):
+        rewards = one(lambda: Scoring(1), generation=says("a"))[0].rewards
+        assert (type(rewards["bonus"]), rewards["bonus"]) == (float, 2.0)
+
+    @pytest.mark.parametrize("name", ["environment", "mean"])
+    def test_two_rewards_of_one_name_are_refused(self, name):
+        class Scoring(Echo):
+            def score(self, episode):
+                return {name: 1.0}
+
+        with pytest.raises(RewardError, match=f"otherwise than '{name}'"):
             one(lambda: Scoring(1), generation=says("a"))
 
     def test_a_penalty_of_an_invalid_action_counts(self):

@@ -1,0 +1,56 @@
+"""Trying environments before anything expensive starts."""
+
+import pytest
+from games import Echo, Picky
+
+from grpo_lightning.envs.kinds import as_environments
+from grpo_lightning.errors import ConfigurationError
+from grpo_lightning.rollout.episode_settings import EpisodeSettings
+from grpo_lightning.rollout.probe import probe
+from grpo_lightning.rollout.prompts import PromptEncoder
+from grpo_lightning.rollout.types import Task
+
+
+class Broken(Echo):
+    async def reset(self, task):
+        raise OSError("the disk is gone")
+
+
+def tried(model, environment, *names, **settings):
+    tasks = [Task(f"t{i}", env=name) for i, name in enumerate(names or [""])]
+    probe(as_environments(environment), tasks, PromptEncoder(model, 100), EpisodeSettings(**settings))
+
+
+def test_every_kind_of_environment_is_tried_once(tiny_model):
+    made = []
+
+    def make():
+        made.append(Echo())
+        return made[-1]
+
+    tried(tiny_model, {"a": make, "b": make}, "a", "b", "a", "b")
+    assert [(env.task.id, env.closed) for env in made] == [("t0", 1), ("t1", 1)]
+
+
+def test_a_kind_that_comes_later_is_tried_too(tiny_model):
+    with pytest.raises(
+        ConfigurationError, match=r"environment b, task 't2', turn 0: reset\(\) raised OSError: the disk"
+    ):
+        tried(tiny_model, {"a": Echo, "b": Broken}, "a", "a", "b")
+
+
+def test_a_name_that_no_environment_has(tiny_model):
+    with pytest.raises(ConfigurationError, match="task 't1': .* it is 'c' and there are 'a', 'b'"):
+        tried(tiny_model, {"a": Echo, "b": Echo}, "a", "c")
+
+
+def test_a_default_action_must_be_there_if_it_will_be_asked_for(tiny_model):
+    tried(tiny_model, Picky, invalid_action="default")
+    tried(tiny_model, Echo, invalid_action="message")
+    with pytest.raises(ConfigurationError, match=r"default_action\(\) raised NotImplementedError: Echo has no default"):
+        tried(tiny_model, Echo, invalid_action="default")
+
+
+def test_a_function_that_forgets_to_return_the_environment(tiny_model):
+    with pytest.raises(ConfigurationError, match="returned None; give a subclass of"):
+        tried(tiny_model, lambda: None)
