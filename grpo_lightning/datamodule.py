@@ -251,7 +251,6 @@ class RolloutDataModule(LightningDataModule):
             engine=self.engine,
             encoder=encoder,
             environments=self.environments,
-            pays=self.multi_turn,
             episodes=self.episodes,
             max_context=self.max_context(module.model_name),
             max_tokens=self.max_tokens,
@@ -259,6 +258,7 @@ class RolloutDataModule(LightningDataModule):
             banned_token_ids=encoder.banned_token_ids(self._bad_words),
             seed=self.seed,
             restarts=self.engine_restarts,
+            sync=self.ensure_synced,
             restart=self._restart_engine,
         )
         spec = self._engine_spec(module)
@@ -269,7 +269,6 @@ class RolloutDataModule(LightningDataModule):
     def _restart_engine(self) -> None:
         self.engine.close()
         self.engine.start(self._engine_spec(self._module()))
-        self.ensure_synced()
 
     def max_context(self, model: str) -> int:
         """Longest context of an episode with a model, in tokens.
@@ -337,10 +336,13 @@ class RolloutDataModule(LightningDataModule):
         encoder = PromptEncoder(model, self.max_prompt_tokens, self._prompts)
         encoder.banned_token_ids(self._bad_words)
         for tasks in [self.predict_tasks] if stage == "predict" else [self.tasks, self.val_tasks]:
-            if tasks is not None and tasks[0].messages:
+            if tasks is None or len(tasks) == 0:
+                continue
+            if self.multi_turn:
+                has_rewards = bool(self.scorer.names)
+                processes().from_first(partial(probe, self.environments, tasks, encoder, self.episodes, has_rewards))
+            else:
                 encoder.check(tasks)
-            if tasks is not None and self.multi_turn:
-                processes().from_first(partial(probe, self.environments, tasks, encoder, self.episodes))
         return encoder
 
     def plan(self, trainer: Any) -> BatchPlan:
@@ -358,8 +360,14 @@ class RolloutDataModule(LightningDataModule):
 
     def _arithmetic(self, trainer: Any) -> str:
         held_out = f", {len(self.val_tasks)} held out" if self.val_tasks is not None else ""
+        turns = (
+            f", episodes of at most {self.episodes.max_turns} turns and "
+            f"{self.max_context(self._module().model_name)} tokens in all"
+            if self.multi_turn
+            else ""
+        )
         return (
-            f"Each epoch: {self.plan(trainer)}. Completions of at most {self.max_tokens} tokens; "
+            f"Each epoch: {self.plan(trainer)}. Completions of at most {self.max_tokens} tokens{turns}; "
             f"{len(self.tasks)} tasks{held_out}."
         )
 
@@ -443,8 +451,7 @@ class RolloutDataModule(LightningDataModule):
 
     def _make_rollouts(self, module: "GRPOModule", epoch: int) -> list[Rollout]:
         """Sample one rollout and cut it for every process."""
-        self.ensure_synced()
-        begin = time.perf_counter()
+        begin, sync_seconds = time.perf_counter(), self._sync_seconds
         # To overfit means the same tasks again and again.
         indices = self._draw_tasks(0 if self._trainer().overfit_batches else self._schedule.tasks_drawn)
         groups = self._sample(
@@ -456,7 +463,7 @@ class RolloutDataModule(LightningDataModule):
         )
         validate_rollout(groups)
         groups = with_advantages(groups, self.episodes.advantage)
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - begin - (self._sync_seconds - sync_seconds)
         metrics = rollout_metrics(groups, self.multi_turn) | {
             "time/rollout_seconds": seconds,
             "time/sync_seconds": self._sync_seconds,
@@ -508,7 +515,6 @@ class RolloutDataModule(LightningDataModule):
         return processes().from_first(lambda: self._predict(batch))
 
     def _predict(self, batch: TaskBatch) -> list[Group]:
-        self.ensure_synced()
         return self._sample(
             "Prediction",
             batch.tasks,
@@ -527,7 +533,6 @@ class RolloutDataModule(LightningDataModule):
         return processes().from_first(lambda: self._evaluate(batch))
 
     def _evaluate(self, batch: TaskBatch) -> Scores:
-        self.ensure_synced()
         # The seeds know no epoch: evaluations differ by the policy alone.
         sample = partial(self._sample, tasks=batch.tasks, key="val")
         greedy = sample("Evaluation", samples=1, temperature=0.0)

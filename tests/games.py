@@ -85,7 +85,6 @@ def player(
         EpisodeSettings(**settings),
         max_context,
         {"": environment},
-        True,
         "0/0",
     )
 

@@ -20,7 +20,8 @@ class Observation:
         messages: What is new, in the OpenAI chat shape; never messages of the assistant.
         tools: JSON schemas of the tools that may be called, in the OpenAI shape; on reset only.
         tool_format: How calls of them are written; told by the markers in the text by default.
-        reward: What the last action earned; None if this environment leaves rewards to reward functions.
+        reward: What the last action earned; None, on reset, if this environment leaves rewards to `Environment.score`
+            and reward functions.
         terminated: Whether the episode is over.
         truncated: Whether it was cut off before it was over.
         error: What was wrong with the last action (a bad call of a tool, say), as the messages tell the policy;

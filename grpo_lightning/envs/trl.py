@@ -66,7 +66,7 @@ class TRLEnvironment(ToolEnvironment):
         opening: tuple[Message, ...] = tuple(prompt)
         if text is not None:
             opening = (*opening[:-1], {**opening[-1], "content": opening[-1]["content"] + text})
-        return Observation(opening, tools=self._tools.schemas, reward=None)
+        return Observation(opening, tools=self._tools.schemas, tool_format=self._format, reward=None)
 
     async def score(self, episode: "Episode") -> Mapping[str, float]:
         """The object's own reward, if it gives one."""

@@ -189,12 +189,15 @@ def _checked(name: str, value: Any, task: Task, completion: str) -> float | None
     return number
 
 
+def metric_name(name: str) -> str:
+    """A reward's name as all loggers take it: some refuse characters such as those of ``<lambda>``."""
+    return "_".join(re.findall(r"\w+", name, re.ASCII)) or "reward"
+
+
 def _unique_names(functions: Sequence[RewardFunction]) -> list[str]:
     names: list[str] = []
     for function in functions:
-        name = getattr(function, "__name__", None) or type(function).__name__
-        # "<lambda>", for one: some loggers refuse such characters in the name of a metric.
-        name = "_".join(re.findall(r"\w+", name, re.ASCII)) or "reward"
+        name = metric_name(getattr(function, "__name__", None) or type(function).__name__)
         number = 2
         unique = name
         while unique in names:

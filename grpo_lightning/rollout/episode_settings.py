@@ -15,7 +15,8 @@ class EpisodeSettings:
         max_context: Longest context in tokens, prompt, answers and observations together. By default
             ``max_prompt_tokens + (2 * max_turns - 1) * max_tokens``, but not more than the model's own.
         max_sampled_tokens: Most tokens that the policy may say in an episode; no limit by default.
-        timeout: Seconds that an episode may take, from its first observation; cut off there. No limit by default.
+        timeout: Seconds after its first observation when an episode is cut off, even in the middle of an answer; a call
+            of the environment that has begun is waited for. No limit by default.
         step_timeout: Seconds that one call of the environment may take, before the episode counts as broken.
         stall_warning: Seconds after which a call of the environment that is not over is reported.
         retries: How often a broken episode is begun again from its seed before it is left out.
@@ -28,7 +29,7 @@ class EpisodeSettings:
         thinking: For chat templates that strip the thinking of earlier turns: ``"keep"`` it in the context, so that
             the episode stays one sequence, or ``"split"`` the episode into sequences as the template shows them.
         context_limit: What happens when the context is full: the episode comes to its ``"end"``, or is ``"split"``: it
-            goes on in a new sequence with its first and its latest observation.
+            goes on in a new sequence with its opening, its last answer and what was said to that.
         advantage: ``"episode"`` gives all turns the advantage of the whole, ``"reward_to_go"`` each turn that of the
             rewards from there on.
     """

@@ -19,9 +19,10 @@ def greedy_scores(groups: Sequence[Group], reward_names: Sequence[str], success_
 
     Returns:
         ``reward`` (weighted sum) and ``reward_<name>``, of the tasks they apply to; ``accuracy`` (0 or 1) of every
-        task.
+        task whose environment did not fail.
     """
-    episodes = [group.episodes[0] for group in groups]
+    # An environment that failed says nothing about the policy.
+    episodes = [group.episodes[0] for group in groups if group.episodes[0].status != "error"]
     scores = {
         "reward": [e.reward for e in episodes if e.reward is not None],
         "accuracy": [float(_is_correct(e, success_reward)) for e in episodes],
@@ -39,10 +40,12 @@ def sampled_scores(groups: Sequence[Group], success_reward: float) -> Scores:
         success_reward: Reward from which on an answer is correct.
 
     Returns:
-        Of every task ``avg_at_<n>``, the share of correct ones, and ``pass_at_<k>`` for ``k`` of `pass_sizes`.
+        Of every task of which no environment failed ``avg_at_<n>``, the share of correct ones, and ``pass_at_<k>`` for ``k`` of `pass_sizes`.
     """
     scores: Scores = {}
     for group in groups:
+        if any(episode.status == "error" for episode in group.episodes):
+            continue
         n = len(group.episodes)
         correct = sum(_is_correct(episode, success_reward) for episode in group.episodes)
         scores.setdefault(f"avg_at_{n}", []).append(correct / n)

@@ -1,8 +1,11 @@
 """An environment with limits: it cannot hold up the others, and what goes wrong in it is named."""
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Self
 
 from grpo_lightning.envs.environment import Environment, EnvironmentFactory, InvalidAction, Observation
@@ -43,7 +46,12 @@ class GuardedEnvironment:
             EnvironmentFault: If it cannot be made, or is no `Environment`.
         """
         unmade = cls(None, task, settings)
-        made = await unmade._call("making it", factory)
+        abandoned = threading.Event()
+        try:
+            made = await unmade._call("making it", partial(_make, factory, abandoned))
+        except EnvironmentFault:
+            abandoned.set()
+            raise
         if not isinstance(made, Environment):
             raise unmade._fault(
                 f"expected a factory that returns an Environment, but {factory!r:.100} returned {made!r:.100}; give a "
@@ -151,3 +159,17 @@ class GuardedEnvironment:
 
     def _fault(self, what: str) -> EnvironmentFault:
         return EnvironmentFault(f"{self._place}: {what}")
+
+
+def _make(factory: EnvironmentFactory, abandoned: threading.Event) -> Any:
+    """Make an environment, and close it if nobody waits for it any more."""
+    made = factory()
+    if abandoned.is_set() and isinstance(made, Environment):
+        closed = made.close()
+        if inspect.isawaitable(closed):
+            asyncio.run(_awaited(closed))
+    return made
+
+
+async def _awaited(closing: Awaitable[None]) -> None:
+    await closing

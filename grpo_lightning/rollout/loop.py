@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import logging
+import math
 import threading
+import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -10,7 +13,40 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 _POLL_SECONDS = 0.5
+
+_SILENT_SECONDS = 20.0
+"""Time without an answer of the loop after which something must be blocking it."""
+
+
+class Heartbeat:
+    """Warns when an event loop does not answer: what blocks it holds up everything, without a sign of its own.
+
+    Args:
+        loop: The loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._asked: float | None = None
+
+    def check(self) -> None:
+        """Ask the loop for an answer, and warn once if the last question has waited too long."""
+        if self._asked is None:
+            self._asked = time.monotonic()
+            self._loop.call_soon_threadsafe(self._answer)
+        elif 0 < self._asked < time.monotonic() - _SILENT_SECONDS:
+            logger.warning(
+                "The rollout's event loop has not answered for %g s: an async environment, tool or reward function blocks "
+                "it, and with it all episodes. Make it a plain function, which gets a thread, or await what takes long",
+                _SILENT_SECONDS,
+            )
+            self._asked = math.inf
+
+    def _answer(self) -> None:
+        self._asked = None
 
 
 class EventLoopThread:
@@ -37,6 +73,7 @@ class EventLoopThread:
         future = None
         try:
             future = self.submit(coroutine)
+            heartbeat = Heartbeat(self._loop)
             while True:
                 try:
                     # Waiting in slices keeps the main thread able to take signals.
@@ -44,6 +81,7 @@ class EventLoopThread:
                 except FutureTimeout:
                     if not self._thread.is_alive():
                         raise RuntimeError("the engine's event loop ended unexpectedly") from None
+                    heartbeat.check()
                     if future.done():
                         # It finished just now, or the time-out is its own.
                         return future.result()

@@ -18,7 +18,7 @@ def rollout_metrics(groups: Sequence[Group], multi_turn: bool = False) -> dict[s
     """
     episodes = [e for g in groups for e in g.episodes]
     rewards = torch.tensor([e.reward for e in episodes if e.reward is not None], dtype=torch.float64)
-    played = [e for e in episodes if e.turns]
+    played = [e for e in episodes if e.status != "error"]
     lengths = torch.tensor([e.count(Source.SAMPLED) for e in played] or [0], dtype=torch.float64)
     scored = [[e.reward for e in g.episodes if e.reward is not None] for g in groups]
     usable = [values for values in scored if len(values) >= 2]
@@ -44,7 +44,7 @@ def rollout_metrics(groups: Sequence[Group], multi_turn: bool = False) -> dict[s
 def _turn_metrics(groups: Sequence[Group]) -> dict[str, float]:
     episodes = [e for g in groups for e in g.episodes]
     turns = [turn for e in episodes for turn in e.turns]
-    played = [len(e.turns) for e in episodes if e.turns]
+    played = [len(e.turns) for e in episodes if e.status != "error"]
     calls = [call for turn in turns for call in turn.action.tool_calls]
     return {
         "episode/turns_mean": sum(played) / max(1, len(played)),

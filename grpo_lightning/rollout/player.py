@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from grpo_lightning.envs.environment import Environment, EnvironmentFactory, InvalidAction, Observation
 from grpo_lightning.envs.kinds import factory_for
 from grpo_lightning.errors import ConfigurationError, RewardError
-from grpo_lightning.rewards.scorer import RESERVED_NAMES, Scorer
+from grpo_lightning.rewards.scorer import RESERVED_NAMES, Scorer, metric_name
 from grpo_lightning.rollout.engine import RolloutEngine
 from grpo_lightning.rollout.episode import ENVIRONMENT_REWARD, Episode, EpisodeStatus, Turn
 from grpo_lightning.rollout.episode_settings import EpisodeSettings
@@ -34,9 +34,12 @@ class _Position:
 
     observation: Observation
     tools: ToolUse
+    opening: tuple[Message, ...]
     conversation: tuple[Message, ...]
     ledgers: tuple[Ledger, ...]
+    pays: bool
     turns: tuple[Turn, ...] = ()
+    closing: tuple[Message, ...] = ()
     status: EpisodeStatus | None = None
 
     @property
@@ -46,7 +49,7 @@ class _Position:
 
 @dataclass(frozen=True)
 class Player:
-    """What the episodes of a rollout share: none of it changes while they are played.
+    """What the episodes of a rollout share. Of an episode it keeps nothing but that it is being played.
 
     Attributes:
         engine: A started engine that serves the wanted policy version.
@@ -56,7 +59,6 @@ class Player:
         settings: Limits and choices.
         max_context: Longest context in tokens.
         environments: How environments are made, by `Task.env`.
-        pays: Whether the environment gives rewards, beside the reward functions.
         seed_key: Names this rollout; with task, sample and turn it gives each request its seed.
     """
 
@@ -67,7 +69,6 @@ class Player:
     settings: EpisodeSettings
     max_context: int
     environments: Mapping[str, EnvironmentFactory]
-    pays: bool
     seed_key: str
     _scoring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CONCURRENT_SCORES))
     _open: dict[str, asyncio.Semaphore] = field(default_factory=dict)
@@ -102,14 +103,12 @@ class Player:
         self._begin(environment.environment)
         try:
             position = self._begun(task, await environment.reset())
-            limit = asyncio.timeout(self.settings.timeout)
+            limit = self.settings.timeout
+            deadline = None if limit is None else asyncio.get_running_loop().time() + limit
             try:
-                async with limit:
-                    while position.status is None:
-                        position = await self._turn(environment, task, number, position)
-            except TimeoutError:
-                if not limit.expired():
-                    raise
+                while position.status is None:
+                    position = await self._turn(environment, task, number, position, deadline)
+            except _OutOfTime:
                 position = replace(position, status="truncated")
             return await self._scored(environment, task, position)
         finally:
@@ -130,12 +129,27 @@ class Player:
         messages = tools.opening(observation.messages, self.encoder)
         ledger = Ledger.of_prompt(self.encoder.prompt(task.id, messages, tools.for_template))
         status: EpisodeStatus | None = "truncated" if observation.terminated or observation.truncated else None
-        return _Position(observation, tools, messages, (ledger,), status=status)
+        return _Position(
+            observation,
+            tools,
+            opening=messages,
+            conversation=messages,
+            ledgers=(ledger,),
+            pays=observation.reward is not None,
+            status=status,
+        )
 
-    async def _turn(self, environment: GuardedEnvironment, task: Task, number: int, position: _Position) -> _Position:
+    async def _turn(
+        self,
+        environment: GuardedEnvironment,
+        task: Task,
+        number: int,
+        position: _Position,
+        deadline: float | None,
+    ) -> _Position:
         turn, ledger = len(position.turns), position.ledgers[-1]
         if position.observation.forced_action is None:
-            action = await self._sampled(task, number, position)
+            action = await self._sampled(task, number, position, deadline)
             ledger = ledger.extended(
                 action.token_ids, Source.SAMPLED, turn, action.token_logprobs, action.policy_version
             )
@@ -145,9 +159,9 @@ class Player:
             if len(ledger) > self.max_context:
                 return replace(position, status="truncated")
         if action.finish_reason == "length" and self.settings.truncated_action == "end":
-            answer = Observation(reward=0.0 if self.pays else None, truncated=True)
+            answer = Observation(reward=0.0 if position.pays else None, truncated=True)
         else:
-            answer = await self._answer(environment, turn, action)
+            answer = await self._answer(environment, turn, action, position.pays)
         done = Turn(
             messages=position.observation.messages,
             action=action,
@@ -165,14 +179,23 @@ class Player:
         )
         return self._continued(position)
 
-    async def _sampled(self, task: Task, number: int, position: _Position) -> Action:
+    async def _sampled(self, task: Task, number: int, position: _Position, deadline: float | None) -> Action:
         turn, ledger = len(position.turns), position.ledgers[-1]
         room = min(self.sampling.max_tokens, self.max_context - len(ledger), self._left(position))
-        generation = await self.engine.generate(
-            ledger.token_ids.tolist(),
-            replace(self.sampling, max_tokens=room),
-            seed=request_seed(self.seed_key, task.id, number, turn),
-        )
+        if deadline is not None and asyncio.get_running_loop().time() >= deadline:
+            raise _OutOfTime
+        limit = asyncio.timeout_at(deadline)
+        try:
+            async with limit:
+                generation = await self.engine.generate(
+                    ledger.token_ids.tolist(),
+                    replace(self.sampling, max_tokens=room),
+                    seed=request_seed(self.seed_key, task.id, number, turn),
+                )
+        except TimeoutError as error:
+            if limit.expired():
+                raise _OutOfTime from error
+            raise
         validate_generation(generation, task.id)
         action = to_action(generation, self.encoder)
         return replace(action, tool_calls=position.tools.calls(action.text))
@@ -188,11 +211,11 @@ class Player:
         calls = position.tools.calls(text)
         return Action(text, tuple(self.encoder.forced(text)), (), 0.0, True, "stop", NO_VERSION, calls)
 
-    async def _answer(self, environment: GuardedEnvironment, turn: int, action: Action) -> Observation:
+    async def _answer(self, environment: GuardedEnvironment, turn: int, action: Action, pays: bool) -> Observation:
         try:
             return await environment.step(turn, action)
         except InvalidAction as invalid:
-            reward = invalid.reward if self.pays else None
+            reward = invalid.reward if pays else None
             if self.settings.invalid_action == "end":
                 return Observation(reward=reward, terminated=True, error=invalid.message)
             forced = await environment.default_action() if self.settings.invalid_action == "default" else None
@@ -203,9 +226,9 @@ class Player:
         """The episode ready for its next turn, or ended."""
         answer, turn = position.observation, len(position.turns)
         if answer.terminated:
-            return replace(position, status="terminated")
+            return replace(position, status="terminated", closing=answer.messages)
         if answer.truncated or turn >= self.settings.max_turns or self._left(position) <= 0:
-            return replace(position, status="truncated")
+            return replace(position, status="truncated", closing=answer.messages)
         messages, tools = position.tools.observed(answer.messages), position.tools.for_template
         conversation = (*position.conversation, *messages)
         ledger = position.ledgers[-1]
@@ -218,26 +241,21 @@ class Player:
         ):
             ledgers = (*position.ledgers, Ledger.of_prompt(self.encoder.first(conversation, tools), turn))
         if len(ledgers[-1]) >= self.max_context and self.settings.context_limit == "split":
-            kept = (*self._opening(position), position.conversation[-1], *messages)
+            kept = (*position.opening, position.conversation[-1], *messages)
             ledgers = (*position.ledgers, Ledger.of_prompt(self.encoder.first(kept, tools), turn))
         if len(ledgers[-1]) >= self.max_context:
-            return replace(position, status="truncated")
+            return replace(position, status="truncated", closing=answer.messages)
         return replace(position, conversation=conversation, ledgers=ledgers)
 
-    def _opening(self, position: _Position) -> tuple[Message, ...]:
-        first = next(i for i, message in enumerate(position.conversation) if message["role"] == "assistant")
-        return position.conversation[:first]
-
     async def _scored(self, environment: GuardedEnvironment, task: Task, position: _Position) -> Episode:
-        closing = position.observation.messages if position.turns else ()
         assert position.status is not None
-        episode = Episode(position.turns, position.ledgers, {}, None, position.status, closing=closing)
-        if not any(not turn.action.was_forced for turn in episode.turns):
-            return replace(episode, status="error", failure="it ended before the policy could act")
+        episode = Episode(position.turns, position.ledgers, {}, None, position.status, closing=position.closing)
+        if all(turn.action.was_forced for turn in episode.turns):
+            return replace(episode, failure="it ended before the policy could act")
         rewards: dict[str, float | None] = {}
-        if self.pays:
+        if position.pays or any(turn.reward is not None for turn in episode.turns):
             rewards[ENVIRONMENT_REWARD] = math.fsum(turn.reward or 0.0 for turn in episode.turns)
-        scores = await environment.score(episode)
+        scores = {metric_name(name): value for name, value in (await environment.score(episode)).items()}
         taken = sorted(set(scores) & {*RESERVED_NAMES, *self.scorer.names})
         if taken:
             raise RewardError(
@@ -254,6 +272,10 @@ class Player:
         if not any(value is not None for value in rewards.values()):
             return replace(episode, rewards=rewards, failure="no reward applies to this task")
         return replace(episode, rewards=rewards, reward=total + (score.total or 0.0))
+
+
+class _OutOfTime(Exception):
+    """The episode's time is over before the policy has spoken."""
 
 
 def to_action(generation: Generation, encoder: PromptEncoder) -> Action:

@@ -19,7 +19,7 @@ def episode_record(task: Task, episode: Episode) -> dict[str, Any]:
         "task": task.id,
         "prompt": [dict(message) for message in (task.messages if first is None else first.messages)],
         "completion": "" if first is None else first.action.text,
-        **({"turns": _later_turns(episode)} if len(episode.turns) > 1 else {}),
+        **({"turns": _turns(episode)} if len(episode.turns) > 1 or (first and first.action.was_forced) else {}),
         "reward": episode.reward,
         "rewards": dict(episode.rewards),
         "status": episode.status,
@@ -30,7 +30,7 @@ def episode_record(task: Task, episode: Episode) -> dict[str, Any]:
     }
 
 
-def _later_turns(episode: Episode) -> list[dict[str, Any]]:
+def _turns(episode: Episode) -> list[dict[str, Any]]:
     return [
         {
             "messages": [dict(message) for message in turn.messages],
@@ -38,5 +38,5 @@ def _later_turns(episode: Episode) -> list[dict[str, Any]]:
             "forced": turn.action.was_forced,
             "reward": turn.reward,
         }
-        for turn in episode.turns[1:]
+        for turn in episode.turns
     ]

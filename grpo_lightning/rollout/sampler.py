@@ -19,8 +19,8 @@ from grpo_lightning.rollout.types import SamplingSettings, Task
 
 logger = logging.getLogger(__name__)
 
-_NAMED = 5
-"""Reasons for broken episodes that a warning gives."""
+_NAMED = 16
+"""Episodes, or reasons, that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ class Sampler:
         engine: A started engine.
         encoder: The chat, in tokens.
         environments: How environments are made, by `Task.env`.
-        pays: Whether they give rewards.
         episodes: Limits and choices.
         max_context: Longest context, in tokens.
         max_tokens: Longest completion, in tokens.
@@ -39,13 +38,13 @@ class Sampler:
         banned_token_ids: Tokens that are never sampled.
         seed: Base of all request seeds.
         restarts: How often the engine is started again in one rollout if it dies.
-        restart: Starts the engine again with the current policy.
+        sync: Makes the engine serve the current policy.
+        restart: Starts the engine again.
     """
 
     engine: RolloutEngine
     encoder: PromptEncoder
     environments: Mapping[str, EnvironmentFactory]
-    pays: bool
     episodes: EpisodeSettings
     max_context: int
     max_tokens: int
@@ -53,6 +52,7 @@ class Sampler:
     banned_token_ids: tuple[int, ...]
     seed: int
     restarts: int
+    sync: Callable[[], None]
     restart: Callable[[], None]
 
     def settings(self, temperature: float) -> SamplingSettings:
@@ -89,40 +89,45 @@ class Sampler:
         finished: Finished = {}
         with rollout_bar(title, len(tasks) * samples, trainer_bar) as on_episode:
             for left in reversed(range(self.restarts + 1)):
-                # Fresh for each attempt: what it holds belongs to the engine's event loop.
-                player = Player(
-                    self.engine,
-                    self.encoder,
-                    self.settings(temperature),
-                    scorer,
-                    self.episodes,
-                    self.max_context,
-                    self.environments,
-                    self.pays,
-                    f"{self.seed}/{key}",
-                )
+                served = self.engine.policy_version >= 0
                 try:
+                    self.sync()
+                    served = True
+                    # Fresh for each attempt: what it holds belongs to the engine's event loop.
+                    player = self._player(scorer, temperature, key)
                     groups = self.engine.run(
                         collect(player, tasks, samples_per_task=samples, finished=finished, on_episode=on_episode)
                     )
                     break
                 except EngineDiedError as error:
-                    if left == 0:
+                    # One that never came up would not come up the next time either.
+                    if left == 0 or not served:
                         raise
-                    cut_off = [
-                        f"{t.id}#{n}" for i, t in enumerate(tasks) for n in range(samples) if (i, n) not in finished
-                    ]
+                    keys = [(i, n) for i in range(len(tasks)) for n in range(samples) if (i, n) not in finished]
                     logger.warning(
-                        "%s: the engine died. %d of %d episodes are finished and kept; %s are played again. %s",
+                        "%s: the engine died and is started again. Of %d episodes %d are finished and kept; "
+                        "played again: %s. %s",
                         title,
-                        len(finished),
                         len(tasks) * samples,
-                        ", ".join(cut_off),
+                        len(finished),
+                        _some([f"{tasks[i].id}#{n}" for i, n in keys]),
                         error,
                     )
                     self.restart()
         report_broken(title, groups)
         return groups
+
+    def _player(self, scorer: Scorer, temperature: float, key: object) -> Player:
+        return Player(
+            engine=self.engine,
+            encoder=self.encoder,
+            sampling=self.settings(temperature),
+            scorer=scorer,
+            settings=self.episodes,
+            max_context=self.max_context,
+            environments=self.environments,
+            seed_key=f"{self.seed}/{key}",
+        )
 
 
 def report_broken(title: str, groups: Sequence[Group]) -> None:
@@ -134,5 +139,10 @@ def report_broken(title: str, groups: Sequence[Group]) -> None:
             title,
             len(broken),
             sum(len(g.episodes) for g in groups),
-            "; ".join(list(dict.fromkeys(broken))[:_NAMED]),
+            _some(list(dict.fromkeys(broken)), "; "),
         )
+
+
+def _some(names: Sequence[str], separator: str = ", ") -> str:
+    more = f"{separator}and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return separator.join(names[:_NAMED]) + more

@@ -52,8 +52,8 @@ class Forgetful(Player):
 
     last: ClassVar[dict[str, Action]] = {}
 
-    async def _sampled(self, task, number, position):
-        Forgetful.last["action"] = await super()._sampled(task, number, position)
+    async def _sampled(self, *args):
+        Forgetful.last["action"] = await super()._sampled(*args)
         await asyncio.sleep(0.001)
         return Forgetful.last["action"]
 

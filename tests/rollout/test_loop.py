@@ -233,3 +233,23 @@ def test_close_wakes_who_waits(loop):
 def test_thread_does_not_keep_the_process_alive(loop):
     [thread] = threads()
     assert thread.daemon
+
+
+def test_a_loop_that_is_blocked_is_named(monkeypatch, caplog):
+    monkeypatch.setattr("grpo_lightning.rollout.loop._POLL_SECONDS", 0.05)
+    monkeypatch.setattr("grpo_lightning.rollout.loop._SILENT_SECONDS", 0.2)
+
+    async def blocks():
+        time.sleep(0.8)
+
+    async def waits():
+        await asyncio.sleep(0.8)
+
+    loop = EventLoopThread("blocked")
+    try:
+        loop.run(waits())
+        assert "has not answered" not in caplog.text
+        loop.run(blocks())
+    finally:
+        loop.close()
+    assert caplog.text.count("has not answered for 0.2 s: an async environment, tool or reward function blocks it") == 1

@@ -120,16 +120,51 @@ class TestLimits:
         assert all(len(p) < 40 for p, *_ in engine.requests)
 
     def test_wall_time_keeps_the_turns_so_far(self):
-        class Slow(Echo):
-            async def step(self, action):
-                if self.taken == 2:
-                    await asyncio.sleep(30)
-                return await super().step(action)
+        async def generation(prompt, params, seed, version):
+            if decode(prompt).count("<a ") == 3:
+                await asyncio.sleep(30)
+            return says("a")(prompt, params, seed, version)
 
         begin = time.perf_counter()
-        episode, _ = one(lambda: Slow(5), generation=says("a"), timeout=0.3)
+        episode, _ = one(lambda: Echo(5), generation=generation, timeout=0.3)
         assert time.perf_counter() - begin < 5
         assert (len(episode.turns), episode.status, episode.reward) == (2, "truncated", 3.0)
+        # What stands in the context was not said behind it.
+        assert episode.closing == ()
+
+    def test_wall_time_waits_for_a_step_before_scoring(self):
+        order = []
+
+        class Slow(Environment):
+            def reset(self, task):
+                return Observation(user("go"))
+
+            def step(self, action):
+                time.sleep(0.5)
+                order.append("step")
+                return Observation(user("more"), reward=1.0)
+
+            def score(self, episode):
+                order.append("score")
+                return {}
+
+        episode, _ = one(Slow, generation=says("a"), timeout=0.2)
+        assert (order, episode.reward, episode.status) == (["step", "score"], 1.0, "truncated")
+
+    def test_an_environment_that_was_made_too_late_is_closed(self):
+        closed = threading.Event()
+
+        class Late(Echo):
+            def __init__(self):
+                time.sleep(0.4)
+                super().__init__(1)
+
+            async def close(self):
+                closed.set()
+
+        episode, _ = one(Late, retries=0, step_timeout=0.1)
+        assert "making it took longer than 0.1 s" in episode.failure
+        assert closed.wait(5)
 
     def test_open_environments(self):
         class Counted(Delayed):
@@ -157,6 +192,29 @@ class TestLimits:
     def test_a_choice_that_there_is_not_is_refused(self, name):
         with pytest.raises(ConfigurationError, match=f"expected episodes.{name} to be one of '.*', but got 'stop'"):
             EpisodeSettings(**{name: "stop"})
+
+
+class TestOpening:
+    def test_examples_in_the_prompt_stay_when_a_full_context_is_split(self):
+        examples = (*user("a"), {"role": "assistant", "content": "b"}, *user("c"))
+
+        class Taught(Echo):
+            async def reset(self, task):
+                return replace(await super().reset(task), messages=examples)
+
+        episode, _ = one(lambda: Taught(4), generation=says("abc"), max_context=44, context_limit="split")
+        assert len(episode.ledgers) > 1
+        for ledger in episode.ledgers:
+            assert text_of(ledger, Source.PROMPT).startswith("<u a><a b><u c><a ")
+
+    def test_an_episode_that_is_over_at_once_is_nobodys_fault(self):
+        class Over(Echo):
+            async def reset(self, task):
+                return Observation(user("bye"), terminated=True)
+
+        episode, engine = one(Over)
+        assert (episode.reward, episode.status, engine.calls) == (None, "truncated", [])
+        assert "before the policy could act" in episode.failure
 
 
 class TestForced:
@@ -201,7 +259,7 @@ class TestForced:
                 return Observation((await super().reset(task)).messages, forced_action="begin")
 
         episode, _ = one(lambda: Script(1))
-        assert (episode.reward, episode.status) == (None, "error")
+        assert (episode.reward, episode.status) == (None, "terminated")
         assert "before the policy could act" in episode.failure
 
 
@@ -217,9 +275,7 @@ class TestThinking:
         assert [turn.segment for turn in episode.turns] == [0, 1, 2]
         assert [text_of(ledger, Source.SAMPLED) for ledger in episode.ledgers] == ["<think>", "plain", "plain"]
         assert [ledger.turn[0] for ledger in episode.ledgers] == [0, 1, 2]
-        assert text_of(episode.ledgers[1], Source.PROMPT) == "<u t?><a <think>><u 1:<think>><a ".replace(
-            "<a <think>", "<a <think>"
-        )
+        assert text_of(episode.ledgers[1], Source.PROMPT) == "<u t?><a <think>><u 1:<think>><a "
 
 
 def _sampling(max_tokens):
@@ -503,6 +559,10 @@ def test_whatever_happens_the_ledger_holds_what_was_sampled_and_nothing_else(dat
         said.setdefault(tuple(prompt), []).append(generation)
         return generation
 
+    class Chat(FakeChat):
+        def is_extension(self, token_ids, messages, tools=()):
+            return sum(token_ids) % 3 > 0
+
     class Faulty(Picky):
         def __init__(self):
             super().__init__()
@@ -514,7 +574,7 @@ def test_whatever_happens_the_ledger_holds_what_was_sampled_and_nothing_else(dat
             return await super().step(action)
 
     tasks = [make_task(f"t{i}", n=i) for i in range(3)]
-    groups, _ = play(tasks, Faulty, generation=generation, samples=3, **choices)
+    groups, _ = play(tasks, Faulty, generation=generation, samples=3, chat=Chat(), **choices)
     for group in groups:
         assert len({e.ledgers[0].prompt_ids for e in group.episodes if e.ledgers}) <= 1
         for episode in group.episodes:

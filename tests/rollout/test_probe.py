@@ -1,8 +1,9 @@
 """Trying environments before anything expensive starts."""
 
 import pytest
-from games import Echo, Picky
+from games import Echo, Picky, user
 
+from grpo_lightning.envs import Observation
 from grpo_lightning.envs.kinds import as_environments
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.episode_settings import EpisodeSettings
@@ -16,12 +17,12 @@ class Broken(Echo):
         raise OSError("the disk is gone")
 
 
-def tried(model, environment, *names, **settings):
+def tried(model, environment, *names, rewards=False, **settings):
     tasks = [Task(f"t{i}", env=name) for i, name in enumerate(names or [""])]
-    probe(as_environments(environment), tasks, PromptEncoder(model, 100), EpisodeSettings(**settings))
+    probe(as_environments(environment), tasks, PromptEncoder(model, 100), EpisodeSettings(**settings), rewards)
 
 
-def test_every_kind_of_environment_is_tried_once(tiny_model):
+def test_every_kind_of_environment_is_begun_twice(tiny_model):
     made = []
 
     def make():
@@ -29,7 +30,7 @@ def test_every_kind_of_environment_is_tried_once(tiny_model):
         return made[-1]
 
     tried(tiny_model, {"a": make, "b": make}, "a", "b", "a", "b")
-    assert [(env.task.id, env.closed) for env in made] == [("t0", 1), ("t1", 1)]
+    assert [(env.task.id, env.closed) for env in made] == [("t0", 1), ("t0", 1), ("t1", 1), ("t1", 1)]
 
 
 def test_a_kind_that_comes_later_is_tried_too(tiny_model):
@@ -54,3 +55,33 @@ def test_a_default_action_must_be_there_if_it_will_be_asked_for(tiny_model):
 def test_a_function_that_forgets_to_return_the_environment(tiny_model):
     with pytest.raises(ConfigurationError, match="returned None; give a subclass of"):
         tried(tiny_model, lambda: None)
+
+
+def test_the_same_task_begins_the_same_way(tiny_model):
+    class Moody(Echo):
+        begun = 0
+
+        async def reset(self, task):
+            Moody.begun += 1
+            return Observation(user(f"Game {Moody.begun}"))
+
+    with pytest.raises(ConfigurationError, match="begin with the same messages each time.*Game 1.*Game 2"):
+        tried(tiny_model, Moody)
+
+
+class Unpaid(Echo):
+    async def reset(self, task):
+        return Observation(user("go"), reward=None)
+
+
+class Scoring(Unpaid):
+    def score(self, episode):
+        return {"bonus": 1.0}
+
+
+def test_something_must_give_rewards(tiny_model):
+    with pytest.raises(ConfigurationError, match=r"gives none .*reward=None.*; set rewards"):
+        tried(tiny_model, Unpaid)
+    tried(tiny_model, Unpaid, rewards=True)
+    tried(tiny_model, Scoring)
+    tried(tiny_model, Echo)
