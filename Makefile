@@ -1,4 +1,5 @@
-# make demo: train and evaluate the demo.  make test: the whole test suite.  make docs: the documentation in site/.
+# make demo: train and evaluate the demo.  make demo-multiturn: the same for a game of several turns.
+# make test: the whole test suite.  make docs: the documentation in site/.
 # All set up .venv first.
 PYTHON ?= python3
 SEED ?= 1
@@ -8,9 +9,11 @@ READY := $(VENV)/.ready
 # Models are local; nothing may wait for a hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint docs setup clean
-demo: setup
-	$(BIN)/grpo-lightning fit -c configs/demo_cpu.yaml --seed_everything $(SEED) \
+.PHONY: demo demo-multiturn test lint docs setup clean
+demo: CONFIG := configs/demo_cpu.yaml
+demo-multiturn: CONFIG := configs/demo_multiturn.yaml
+demo demo-multiturn: setup
+	$(BIN)/grpo-lightning fit -c $(CONFIG) --seed_everything $(SEED) \
 		--model.model "$$($(BIN)/python -m grpo_lightning.demo)"
 
 test: lint

@@ -165,6 +165,8 @@ class VLLMEngine:
         }
         if not on_gpu:
             args["enforce_eager"] = True
+            # Between the parts of a prompt vLLM turns back the request's seeded generator, which one on CPU refuses.
+            args["enable_chunked_prefill"] = False
             args.setdefault("block_size", _CPU_BLOCK_SIZE)
         with processes.starting(
             lambda: engine_environment(on_gpu, self._cpu_cache_gib, self._cpu_threads, self._start_timeout)

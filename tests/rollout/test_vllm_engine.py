@@ -26,7 +26,7 @@ from grpo_lightning.tasks import SumTasks
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-SPEC = {"lora_rank": 4, "max_length": 96, "max_concurrency": 16}
+SPEC = {"lora_rank": 4, "max_length": 96, "max_concurrency": 32}
 PROMPT = list(range(10, 30))
 
 
@@ -51,6 +51,14 @@ def logprobs_of(policy, prompt, tokens):
     with torch.no_grad():
         logp = policy.model(input_ids=ids).logits[0].log_softmax(-1)
     return logp[len(prompt) - 1 : -1].gather(1, torch.tensor(tokens)[:, None]).squeeze(1)
+
+
+def check_more_prompt_tokens_than_a_step_takes(engine):
+    async def all_at_once():
+        prompts = [[10 + number, *range(10, 87)] for number in range(32)]
+        return await asyncio.gather(*(engine.generate(p, SamplingSettings(4), seed=1) for p in prompts))
+
+    assert [len(generation.token_ids) for generation in engine.run(all_at_once())] == [4] * 32
 
 
 def test_generate_score_adapters_and_death(qwen3, tmp_path):
@@ -99,6 +107,8 @@ def test_generate_score_adapters_and_death(qwen3, tmp_path):
             expected = logprobs_of(references[5], PROMPT, list(base.token_ids))
         torch.testing.assert_close(torch.tensor(base.logprobs), expected, atol=1e-4, rtol=0)
         assert base.policy_version == -1
+
+        check_more_prompt_tokens_than_a_step_takes(engine)
 
         stopped = engine.run(engine.generate(PROMPT, SamplingSettings(8, 0.0, (tuned.token_ids[2],))))
         assert stopped.finish_reason == "stop"
