@@ -32,13 +32,20 @@ def describe(module: GRPOModule, data: RolloutDataModule, trainer: Trainer, fold
     Raises:
         ConfigurationError: If the run could not work.
     """
-    prompt = data.check(module, trainer)(data.tasks[0])
+    encoder = data.check(module, trainer)
+    first = data.tasks[0]
+    prompts = (
+        f"the first prompt has {len(encoder(first))} tokens"
+        if first.messages
+        else "the environment begins their prompts"
+    )
+    rewards = ["the environment's"] * data.multi_turn + list(data.scorer.names)
     held_out = len(data.val_tasks) if data.val_tasks is not None else 0
     return "\n".join(
         [
             f"Model:    {module.model_name}",
-            f"Tasks:    {len(data.tasks)}, {held_out} held out; the first prompt has {len(prompt)} tokens",
-            f"Rewards:  {', '.join(data.scorer.names)}",
+            f"Tasks:    {len(data.tasks)}, {held_out} held out; {prompts}",
+            f"Rewards:  {', '.join(rewards)}",
             f"Engine:   {type(data.engine).__name__}",
             f"Batches:  {data.plan(trainer)}",
             f"Memory:   {_memory(module, data, trainer)}",
