@@ -33,17 +33,19 @@ def describe(module: GRPOModule, data: RolloutDataModule, trainer: Trainer, fold
         ConfigurationError: If the run could not work.
     """
     encoder = data.check(module, trainer)
-    played = (
-        f"in environments, of at most {data.episodes.max_turns} turns and {data.max_context(module.model_name)} tokens"
+    prompts = (
+        f"environments begin their prompts and play at most {data.episodes.max_turns} turns and "
+        f"{data.max_context(module.model_name)} tokens"
         if data.multi_turn
         else f"the first prompt has {len(encoder(data.tasks[0]))} tokens"
     )
+    rewards = ["the environment's"] * data.multi_turn + list(data.scorer.names)
     held_out = len(data.val_tasks) if data.val_tasks is not None else 0
     return "\n".join(
         [
             f"Model:    {module.model_name}",
-            f"Tasks:    {len(data.tasks)}, {held_out} held out; {played}",
-            f"Rewards:  {', '.join([*(['environment'] if data.multi_turn else []), *data.scorer.names])}",
+            f"Tasks:    {len(data.tasks)}, {held_out} held out; {prompts}",
+            f"Rewards:  {', '.join(rewards)}",
             f"Engine:   {type(data.engine).__name__}",
             f"Batches:  {data.plan(trainer)}",
             f"Memory:   {_memory(module, data, trainer)}",

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 _KEY = re.compile(r'Parser key "(?P<name>[^"]+)":')
 _CLASS = re.compile(r"Problem with given class_path '(?P<name>[^']+)'")
-_UNKNOWN_OPTION = re.compile(r"Option '(?P<name>[^']+)' is not accepted")
+_UNKNOWN_OPTION = re.compile(
+    r"Option '(?P<name>[^']+)' is not accepted(?:\. Got value: Namespace\(class_path='(?P<class>[^']+)')?"
+)
+_NO_SUBCLASS = re.compile(r"Expected '(?P<name>[^']+)' to be a subclass of <class '(?:\w+\.)*(?P<base>\w+)'>")
 _NO_ATTRIBUTE = re.compile(r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'")
 _NO_MODULE = re.compile(r"No module named '(?P<name>[^']+)'")
 _NO_PATH = re.compile(r"(?:dot import path string: |import path or a subclass spec, but got )(?P<name>.+)")
@@ -53,7 +56,7 @@ def explain(report: str, keys: Collection[str], settings_of: SettingsOf) -> str:
         settings_of: Settings of a class.
     """
     lines = list(_lines(report))
-    for pattern in (_UNKNOWN_OPTION, _NO_ATTRIBUTE, _NO_MODULE, _NO_PATH, _NO_CLASS, _REQUIRED):
+    for pattern in (_UNKNOWN_OPTION, _NO_ATTRIBUTE, _NO_MODULE, _NO_PATH, _NO_CLASS, _NO_SUBCLASS, _REQUIRED):
         for line in lines:
             match = pattern.search(line.text)
             if match is not None:
@@ -86,10 +89,12 @@ def _lines(report: str) -> Iterator[_Line]:
 def _explain_line(pattern: re.Pattern[str], match: re.Match[str], line: _Line, settings_of: SettingsOf) -> str:
     name = match["name"].strip("[]'\"")
     if pattern is _UNKNOWN_OPTION:
-        near = _nearest(name.split(".")[0], settings_of(line.class_path))
-        return _suggest(
-            f"there is no setting {line.key}.{name}", near and f"{line.key}.{near}", f"{line.class_path} has none"
-        )
+        # Of a class that makes the value of a setting, the report says so only here.
+        owner = match["class"] or line.class_path
+        near = _nearest(name.split(".")[0], settings_of(owner))
+        return _suggest(f"there is no setting {line.key}.{name}", near and f"{line.key}.{near}", f"{owner} has none")
+    if pattern is _NO_SUBCLASS:
+        return f"{line.key}: expected a subclass of {match['base']}, but got {name}"
     if pattern is _NO_ATTRIBUTE:
         module = match["module"]
         near = _nearest(name, dir(importlib.import_module(module)))

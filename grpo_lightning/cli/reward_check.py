@@ -58,7 +58,7 @@ def main(command: str, args: list[str]) -> None:
     """Score the answers of the first tasks and print a table.
 
     Raises:
-        ConfigurationError: If a reward asks for a field that the tasks lack.
+        ConfigurationError: If there is no reward function, or one asks for a field that the tasks lack.
         RewardError: If a reward raises, runs out of time or returns no reward, with its name and the task.
     """
     parser = argparse.ArgumentParser(
@@ -78,6 +78,11 @@ def main(command: str, args: list[str]) -> None:
 
     data: Any = run_lightning(["fit", *settings, *_ANY_MACHINE], dispatch=False).datamodule
     tasks = [data.tasks[i] for i in range(min(given.n, len(data.tasks)))]
+    if not data.scorer.names:
+        raise ConfigurationError(
+            f"expected at least one reward function for {command} to call, but there is none: the environment gives "
+            "all rewards, and only episodes can show them"
+        )
     results = check(data.scorer, tasks)
     print(table(results))
     print(f"{len(tasks)} tasks, {sum(len(r.values) for r in results)} completions scored.")

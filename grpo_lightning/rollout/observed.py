@@ -1,5 +1,6 @@
 """What an environment said, checked and in plain values: environments are other people's code."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
@@ -63,7 +64,10 @@ def _messages(messages: Any, opening: bool) -> tuple[Message, ...]:
             )
         if message["role"] == "assistant" and not opening:
             raise ObservationError("returned a message of the assistant; use forced_action to speak in its place")
-    return tuple(plain(message) for message in messages)
+    plain_messages = tuple(plain(message) for message in messages)
+    # Half of a surrogate pair would fail in the tokenizer, where nobody knows whose text it is.
+    json.dumps(plain_messages, ensure_ascii=False).encode()
+    return plain_messages
 
 
 def _mappings(name: str, values: Any) -> tuple[Mapping[str, Any], ...]:

@@ -118,3 +118,11 @@ def test_earlier_settings_are_not_overwritten(settings, folder, capsys):
     assert main(["fit", *settings, "--dry-run", "checked"]) == 0
     assert main(["fit", *settings, "--dry-run", "checked"]) == 2
     assert "expected a new file for the settings, but checked/config.yaml exists already" in capsys.readouterr().err
+
+
+def test_an_environment_may_begin_the_prompts(settings, folder, capsys):
+    tasks = ["--data.tasks=grpo_lightning.tasks.SeedTasks", "--data.tasks.size=9", "--data.environment=games.Echo"]
+    assert main(["fit", *settings, *tasks, "--dry-run", "checked"]) == 0
+    out = capsys.readouterr().out
+    assert "Tasks:    7, 2 held out; the environment begins their prompts" in out
+    assert "Rewards:  the environment's, one_is_longer" in out

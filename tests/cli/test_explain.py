@@ -71,6 +71,18 @@ def test_what_is_wrong_and_what_is_right(complete, setting, message, capsys):
         ({"model": {"lerning_rate": 3}}, "there is no setting model.lerning_rate; did you mean model.learning_rate?"),
         ({"modle": {"model": "x"}}, "there is no setting modle.model; did you mean model.model?"),
         (
+            {"data": {"environment": {"class_path": "games.Echo", "init_args": {"turnz": 3}}}},
+            "there is no setting data.environment.turnz; did you mean data.environment.turns?",
+        ),
+        (
+            {"data": {"environment": {"class_path": "games.Echo", "init_args": {"bananas": 3}}}},
+            "there is no setting data.environment.bananas; games.Echo has none",
+        ),
+        (
+            {"data": {"environment": {"class_path": "collections.OrderedDict"}}},
+            "data.environment: expected a subclass of Environment, but got collections.OrderedDict",
+        ),
+        (
             {
                 "trainer": {
                     "callbacks": [{"class_path": "grpo_lightning.callbacks.AdapterExport", "init_args": {"kep": 3}}]

@@ -119,3 +119,9 @@ def test_a_broken_reward_is_named_with_its_task(settings, reward, code, message,
 def test_wrong_counts(settings, capsys):
     assert main(["reward-check", *settings, "-n", "0"]) == 2
     assert "expected -n >= 1, but got 0" in capsys.readouterr().err
+
+
+def test_without_reward_functions_there_is_nothing_to_check(settings, folder, capsys):
+    given = ["--data.environment=games.Echo", "--data.rewards=null"]
+    assert main(["reward-check", *settings, *given]) == 2
+    assert "at least one reward function for reward-check to call, but there is none" in capsys.readouterr().err

@@ -398,6 +398,7 @@ class TestFaults:
             (None, "step() should return an Observation, but returned None"),
             (Observation(user("x"), reward=math.nan), "step() gave a reward of nan"),
             (Observation(user("x"), info={"x": Unprintable()}), "cannot be read: ValueError: no name"),
+            (Observation(user("half a pair \ud83d")), "cannot be read: UnicodeEncodeError: 'utf-8' codec can't encode"),
         ],
     )
     def test_what_an_environment_must_not_say(self, wrong, message):
