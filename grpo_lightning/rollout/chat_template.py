@@ -14,7 +14,8 @@ Tools = Sequence[Mapping[str, Any]]
 _SET_HERE = {"messages", "add_generation_prompt", "tools"}
 """Template variables that are no settings."""
 
-_ANY_USER: Message = {"role": "user", "content": "Question7f3a"}
+ANY_USER: Message = {"role": "user", "content": "Question7f3a"}
+"""Stands for a question where only the form matters."""
 
 
 class TemplateRefusal(ConfigurationError):
@@ -82,13 +83,13 @@ class ChatTemplate:
     @cached_property
     def generation_prompt(self) -> str:
         """What it puts behind a question to have it answered."""
-        question = self.render([_ANY_USER], generation_prompt=False)
-        prompt = self.render([_ANY_USER])
+        question = self.render([ANY_USER], generation_prompt=False)
+        prompt = self.render([ANY_USER])
         return prompt[len(shared(question, prompt)) :]
 
     def shows_tools(self, tools: Tools) -> bool:
         """Whether it tells the model the name of every tool."""
-        without, shown = self.render([_ANY_USER]), self.render([_ANY_USER], tools)
+        without, shown = self.render([ANY_USER]), self.render([ANY_USER], tools)
         names = [str(tool.get("function", tool).get("name")) for tool in tools]
         return all(shown.count(name) > without.count(name) for name in names)
 
@@ -101,11 +102,11 @@ class ChatTemplate:
         thought, answer = "Thought7f3a", "Answer7f3a"
 
         def later(content: str) -> str:
-            return self.render([_ANY_USER, {"role": "assistant", "content": content}, _ANY_USER])
+            return self.render([ANY_USER, {"role": "assistant", "content": content}, ANY_USER])
 
         try:
             history, shown, _ = later(answer).partition(answer)
-            prompt = self.render([_ANY_USER])
+            prompt = self.render([ANY_USER])
             whole = later(f"<think>\n{thought}\n</think>\n\n{answer}")
         except TemplateRefusal:
             return False

@@ -12,13 +12,12 @@ from itertools import takewhile
 from typing import Any, Literal
 
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.rollout.chat_template import ChatTemplate, TemplateRefusal, Tools, shared
+from grpo_lightning.rollout.chat_template import ANY_USER, ChatTemplate, TemplateRefusal, Tools, shared
 from grpo_lightning.rollout.types import Message
 
 CALL_ID = "call12345"
 """Id of a dummy tool call; nine letters and digits, because some templates insist on it."""
 
-_USER: Message = {"role": "user", "content": "Question7f3a"}
 _NEWS = "News7f3a"
 _MARK = "7f3a"
 _END_OF_THINKING = "\n</think>\n\n"
@@ -106,8 +105,8 @@ class TurnRenderer:
         suffix = self.suffix([dummy_message("user", _NEWS)])
         sentinels = _Sentinels(_MARK)
         answer = _assistant("content", (), (), sentinels)
-        shown = self._template.render([_USER, answer], generation_prompt=False).partition(sentinels.content)[0]
-        prompt = self._template.render([_USER])
+        shown = self._template.render([ANY_USER, answer], generation_prompt=False).partition(sentinels.content)[0]
+        prompt = self._template.render([ANY_USER])
         if shown.startswith(prompt):
             opening = shown[len(prompt) :]
         else:
@@ -186,7 +185,7 @@ class TurnRenderer:
     def _ends_last_turn(self, end: str, shape: str, message: Message, tools: Tools) -> bool:
         """Whether an answer ends like this also where no message follows it."""
         try:
-            text = self._template.render([_USER, _assistant(shape, [message], tools, _Sentinels(_MARK))], tools)
+            text = self._template.render([ANY_USER, _assistant(shape, [message], tools, _Sentinels(_MARK))], tools)
         except TemplateRefusal:
             return True
         behind = _Sentinels(_MARK).cut(text)
@@ -194,7 +193,7 @@ class TurnRenderer:
 
     def _behind_sentinel(self, shape: str, messages: Sequence[Message], tools: Tools) -> "_Behind | None":
         sentinels = _Sentinels.unlike(messages)
-        text = self._template.render([_USER, _assistant(shape, messages, tools, sentinels), *messages], tools)
+        text = self._template.render([ANY_USER, _assistant(shape, messages, tools, sentinels), *messages], tools)
         return sentinels.cut(text)
 
     def _apply(self, technique: Technique, messages: Sequence[Message], tools: Tools) -> Suffix | None:
@@ -213,9 +212,9 @@ class TurnRenderer:
     def _prefix_diff(self, technique: Technique, messages: Sequence[Message], tools: Tools) -> Suffix | None:
         sentinels = _Sentinels.unlike(messages)
         said, other = (_assistant(technique.shape, messages, tools, s) for s in (sentinels, sentinels.reversed()))
-        without = self._template.render([_USER, said], tools, generation_prompt=False)
-        without_other = self._template.render([_USER, other], tools, generation_prompt=False)
-        whole = self._template.render([_USER, said, *messages], tools)
+        without = self._template.render([ANY_USER, said], tools, generation_prompt=False)
+        without_other = self._template.render([ANY_USER, other], tools, generation_prompt=False)
+        whole = self._template.render([ANY_USER, said, *messages], tools)
         if without == without_other or not whole.startswith(without):
             return None
         end = shared(without[::-1], without_other[::-1])[::-1]

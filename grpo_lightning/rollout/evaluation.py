@@ -40,7 +40,8 @@ def sampled_scores(groups: Sequence[Group], success_reward: float) -> Scores:
         success_reward: Reward from which on an answer is correct.
 
     Returns:
-        Of every task of which no environment failed ``avg_at_<n>``, the share of correct ones, and ``pass_at_<k>`` for ``k`` of `pass_sizes`.
+        Of every task of which no environment failed ``avg_at_<n>``, the share of correct episodes, and ``pass_at_<k>``
+        for ``k`` of `pass_sizes`.
     """
     scores: Scores = {}
     for group in groups:

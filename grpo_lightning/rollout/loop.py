@@ -39,8 +39,9 @@ class Heartbeat:
             self._loop.call_soon_threadsafe(self._answer)
         elif 0 < self._asked < time.monotonic() - _SILENT_SECONDS:
             logger.warning(
-                "The rollout's event loop has not answered for %g s: an async environment, tool or reward function blocks "
-                "it, and with it all episodes. Make it a plain function, which gets a thread, or await what takes long",
+                "The rollout's event loop has not answered for %g s: an async environment, tool or reward function "
+                "blocks it, and all episodes with it. Make it a plain function, which gets a thread, or await what "
+                "takes long",
                 _SILENT_SECONDS,
             )
             self._asked = math.inf

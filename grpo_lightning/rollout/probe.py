@@ -64,14 +64,14 @@ def _probe(
         loop.close()
     if (observation.messages, observation.tools) != (again.messages, again.tools):
         raise ConfigurationError(
-            f"expected the environment of task {task.id!r} to begin with the same messages each time, but reset() first "
-            f"returned {observation.messages!r:.300} and then {again.messages!r:.300}. Advantages compare the answers to "
-            "one question: make reset depend on task.seed and task.data alone"
+            f"expected the environment of task {task.id!r} to begin with the same messages each time, but reset() "
+            f"first returned {observation.messages!r:.300} and then {again.messages!r:.300}. Advantages compare the "
+            "answers to one question: make reset depend on task.seed and task.data alone"
         )
     if not pays and not has_rewards:
         raise ConfigurationError(
-            f"expected rewards, but the environment of task {task.id!r} gives none (its reset has reward=None, and it has "
-            "no score method), and there is no reward function; set rewards"
+            f"expected rewards, but the environment of task {task.id!r} gives none (its reset has reward=None, and it "
+            "has no score method), and there is no reward function; set rewards"
         )
     tools = ToolUse.of(observation, encoder)
     opening = tools.opening(observation.messages, encoder)

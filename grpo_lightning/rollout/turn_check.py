@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.rollout.chat_template import ChatTemplate, Tools
+from grpo_lightning.rollout.chat_template import ANY_USER, ChatTemplate, Tools
 from grpo_lightning.rollout.continuation import Suffix, TurnRenderer, dummy_message
 from grpo_lightning.rollout.types import Message
 
@@ -33,7 +33,7 @@ class TurnCheck(NamedTuple):
         Raises:
             ConfigurationError: Naming the template, the role and what is wrong.
         """
-        conversation: list[Message] = [dummy_message("user", "Question7f3a")]
+        conversation: list[Message] = [ANY_USER]
         for turn in range(_TURNS):
             news = dummy_message(role, f"News{turn}a7f3", tools)
             before = self.first(conversation, tools)

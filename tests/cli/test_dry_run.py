@@ -124,5 +124,5 @@ def test_an_environment_may_begin_the_prompts(settings, folder, capsys):
     tasks = ["--data.tasks=grpo_lightning.tasks.SeedTasks", "--data.tasks.size=9", "--data.environment=games.Echo"]
     assert main(["fit", *settings, *tasks, "--dry-run", "checked"]) == 0
     out = capsys.readouterr().out
-    assert "Tasks:    7, 2 held out; the environment begins their prompts" in out
+    assert "Tasks:    7, 2 held out; environments begin their prompts and play at most" in out
     assert "Rewards:  the environment's, one_is_longer" in out

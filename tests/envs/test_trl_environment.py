@@ -135,3 +135,7 @@ def test_a_reset_is_needed():
 def test_pictures_are_refused():
     with pytest.raises(ConfigurationError, match=r"expected Pictures.reset\(\) to return a text or None, but got \[\{"):
         asyncio.run(TRLEnvironment(Pictures).reset(TASK))
+
+
+def test_the_format_of_calls_is_passed_on():
+    assert asyncio.run(TRLEnvironment(Counter, tool_format="mistral").reset(TASK)).tool_format == "mistral"
