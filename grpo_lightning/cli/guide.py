@@ -33,12 +33,14 @@ usage: grpo-lightning fit -c FILE [-c FILE ...] [--SETTING VALUE ...] [--dry-run
   --dry-run [DIR]  check everything without loading a model, print the batches, write the resolved settings
   --print_config   print the resolved settings
 
-Needed: model.model, data.tasks and data.rewards. Used most:
+Needed: model.model, data.tasks, and data.rewards or data.environment. Used most:
 
   --model.model             directory or hub name of the model
   --model.learning_rate     peak learning rate (1e-4)
   --data.tasks              where prompts come from, e.g. grpo_lightning.tasks.JsonlTasks
   --data.rewards            reward functions by import path, e.g. [my_package.correct]
+  --data.environment        what tasks are played in over several turns, e.g. grpo_lightning.envs.GuessNumber
+  --data.episodes.max_turns most actions of an episode (16)
   --data.engine             grpo_lightning.VLLMEngine (default) or grpo_lightning.TransformersEngine
   --data.prompts_per_rollout, --data.samples_per_prompt    prompts an epoch (16), completions of each (8)
   --data.updates_per_rollout                               optimizer steps an epoch (1)
