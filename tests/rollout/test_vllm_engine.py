@@ -26,7 +26,7 @@ from grpo_lightning.tasks import SumTasks
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-SPEC = {"lora_rank": 4, "max_length": 96, "max_concurrency": 32}
+SPEC = {"lora_rank": 4, "max_length": 96, "max_concurrency": 16}
 PROMPT = list(range(10, 30))
 
 
@@ -55,14 +55,14 @@ def logprobs_of(policy, prompt, tokens):
 
 def check_more_prompt_tokens_than_a_step_takes(engine):
     async def all_at_once():
-        prompts = [[10 + number, *range(10, 87)] for number in range(32)]
+        prompts = [[10 + number, *range(10, 87)] for number in range(16)]
         return await asyncio.gather(*(engine.generate(p, SamplingSettings(4), seed=1) for p in prompts))
 
-    assert [len(generation.token_ids) for generation in engine.run(all_at_once())] == [4] * 32
+    assert [len(generation.token_ids) for generation in engine.run(all_at_once())] == [4] * 16
 
 
 def test_generate_score_adapters_and_death(qwen3, tmp_path):
-    engine = VLLMEngine(dtype="float32")
+    engine = VLLMEngine(dtype="float32", engine_args={"max_num_batched_tokens": 128})
     try:
         engine.start(EngineSpec(model=qwen3, **SPEC))
         engine.start(EngineSpec(model=qwen3, **SPEC))
