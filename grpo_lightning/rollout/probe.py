@@ -77,7 +77,13 @@ def _probe(
     opening = tools.opening(observation.messages, encoder)
     encoder.prompt(task.id, opening, tools.for_template)
     if tools.for_template and "split" in (settings.thinking, settings.context_limit):
-        encoder.first((*opening, *_tool_turn(tools.for_template[0])), tools.for_template)
+        try:
+            encoder.first((*opening, *_tool_turn(tools.for_template[0])), tools.for_template)
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                "split episodes show the template what the policy said as text, calls of tools too, which this one "
+                f"does not take: {error}. Set episodes.thinking='keep' and episodes.context_limit='end'"
+            ) from error
     if settings.max_turns > 1:
         encoder.check_turns(tools.for_template, ("user", "tool") if tools.for_template else ("user",))
 

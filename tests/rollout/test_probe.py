@@ -1,6 +1,7 @@
 """Trying environments before anything expensive starts."""
 
 import pytest
+from chat_models import TOOLS, chat_encoder, templates_of
 from games import Echo, Picky, user
 
 from grpo_lightning.envs import Observation
@@ -85,3 +86,16 @@ def test_something_must_give_rewards(tiny_model):
     tried(tiny_model, Unpaid, rewards=True)
     tried(tiny_model, Scoring)
     tried(tiny_model, Echo)
+
+
+@pytest.mark.parametrize("setting", ["thinking", "context_limit"])
+def test_a_template_that_cannot_begin_a_sequence_with_the_result_of_a_tool(tiny_model, tmp_path, setting):
+    class Tools(Echo):
+        async def reset(self, task):
+            return Observation(user("What?"), tools=TOOLS)
+
+    encoder = chat_encoder(tiny_model, tmp_path, templates_of("trl", "chat_templates")["gptoss"])
+    environments, tasks = as_environments(Tools), [Task("t")]
+    probe(environments, tasks, encoder, EpisodeSettings(), True)
+    with pytest.raises(ConfigurationError, match=r"calls of tools too, .*gptoss.*Set episodes.thinking='keep'"):
+        probe(environments, tasks, encoder, EpisodeSettings(**{setting: "split"}), True)
