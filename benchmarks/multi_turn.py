@@ -66,7 +66,14 @@ def player(engine: VLLMEngine, encoder: PromptEncoder, sampling: SamplingSetting
     scorer = Scorer([len_reward] if environment is SingleTurn else [])
     settings = EpisodeSettings(**choices)
     return Player(
-        engine, encoder, sampling, scorer, settings, 1000, {"": environment}, environment is not SingleTurn, key
+        engine=engine,
+        encoder=encoder,
+        sampling=sampling,
+        scorer=scorer,
+        settings=settings,
+        max_context=1000,
+        environments={"": environment},
+        seed_key=key,
     )
 
 

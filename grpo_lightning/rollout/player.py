@@ -70,9 +70,9 @@ class Player:
     max_context: int
     environments: Mapping[str, EnvironmentFactory]
     seed_key: str
-    _scoring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CONCURRENT_SCORES))
-    _open: dict[str, asyncio.Semaphore] = field(default_factory=dict)
-    _playing: dict[int, Environment] = field(default_factory=dict)
+    _scoring: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(_CONCURRENT_SCORES))
+    _open: dict[str, asyncio.Semaphore] = field(init=False, default_factory=dict)
+    _playing: dict[int, Environment] = field(init=False, default_factory=dict)
 
     async def play(self, task: Task, number: int) -> Episode:
         """Play an episode; if the environment fails, again from the seed.
