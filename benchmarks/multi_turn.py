@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -213,9 +214,10 @@ def main() -> None:
     engine.start(EngineSpec(model, 16, 1000, PROMPTS * SAMPLES))
     try:
         engine.wait_until_ready()
-        adapter = Path(model).parent / "benchmark-adapter"
-        save_adapter(policy, adapter)
-        engine.load_adapter(AdapterRef("benchmark", 1, adapter, 0))
+        with tempfile.TemporaryDirectory() as folder:
+            adapter = Path(folder) / "adapter"
+            save_adapter(policy, adapter)
+            engine.load_adapter(AdapterRef("benchmark", 1, adapter, 0))
         results = {
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
