@@ -4,12 +4,13 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import yaml
 from own_parts import OwnData, OwnEngine, OwnModule
 
-from grpo_lightning import GRPOModule, RolloutDataModule
+from grpo_lightning import EpisodeSettings, GRPOModule, RolloutDataModule
 from grpo_lightning.cli import main, run
 from grpo_lightning.cli.guide import guide
 from grpo_lightning.cli.lightning_cli import DATA, MODEL, run_lightning, settings_of
@@ -77,6 +78,7 @@ def test_printed_settings_run(settings, folder, capsys):
 def test_the_guide_names_settings_that_exist(settings):
     keys = {f"model.{s}" for s in settings_of(MODEL)} | {f"data.{s}" for s in settings_of(DATA)}
     keys |= {f"trainer.{s}" for s in settings_of("lightning.pytorch.Trainer")}
+    keys |= {f"data.episodes.{field.name}" for field in fields(EpisodeSettings)}
     words = " ".join(guide(c) for c in ("fit", "validate", "predict")).replace(",", " ").split()
     named = {w.removeprefix("--") for w in words if w.startswith(("--data.", "--model.", "--trainer."))}
     examples = {"model.my_setting", "model.help", "data.engine.help", "data.predict_tasks.path"}
