@@ -60,7 +60,7 @@ def test_the_default_move_is_a_whole_answer():
 
 
 def test_no_default_move_is_said():
-    with pytest.raises(ConfigurationError, match="expected TextAdapter to have a default move, .* with default_move"):
+    with pytest.raises(ConfigurationError, match="expected Adapter to have a default move, .* with default_move"):
         Adapter().default_action()
 
 
