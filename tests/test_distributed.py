@@ -37,9 +37,12 @@ def results(model, folder, **settings):
 
 
 def assert_close(actual, expected):
-    """Equal to 1e-6 of the largest value, which is what float32 sums in another order allow."""
+    """Equal to 3e-6 of the largest value, which is what float32 sums in another order allow.
+
+    Advantages of both signs cancel, so the terms of the sums are larger than what comes out.
+    """
     scale = float(expected.abs().max())
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6 * max(scale, 1e-30))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=3e-6 * max(scale, 1e-30))
 
 
 @pytest.mark.parametrize(("aggregation", "reward", "accumulate"), [("sequence", "length", 2), ("token", "uneven", 1)])
