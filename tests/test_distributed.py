@@ -59,7 +59,7 @@ def test_two_processes_equal_one(tmp_path, tiny_model, aggregation, reward, accu
         for name, weight in one["weights"].items():
             torch.testing.assert_close(rank["weights"][name], weight, rtol=0, atol=1e-6)
         for mine, expected in zip(rank["ratios"], one["ratios"], strict=True):
-            assert mine == pytest.approx(expected, abs=1e-6)
+            assert mine == pytest.approx(expected, abs=5e-6)
         assert set(rank["metrics"]) == set(one["metrics"])
         for name, value in one["metrics"].items():
             # A copy of the prompt in each process is computed twice.
