@@ -1,6 +1,6 @@
 """Finished episodes and their groups. All immutable: a turn's data belong to that turn."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -124,6 +124,11 @@ class Group:
     def prompt_ids(self) -> tuple[int, ...]:
         """The prompt that the episodes share; empty if none has begun."""
         return next((episode.ledgers[0].prompt_ids for episode in self.episodes if episode.ledgers), ())
+
+
+def ledgers_of(groups: Iterable[Group]) -> list[Ledger]:
+    """All ledgers in the order that numbers ledger rows: groups, episodes, ledgers."""
+    return [ledger for group in groups for episode in group.episodes for ledger in episode.ledgers]
 
 
 class Predictions(tuple[Group, ...]):

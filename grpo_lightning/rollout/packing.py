@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from grpo_lightning.rollout.batch import PROMPT, PackedBatch
-from grpo_lightning.rollout.episode import Episode, Group
+from grpo_lightning.rollout.episode import Episode, Group, ledgers_of
 from grpo_lightning.rollout.ledger import Ledger
 
 TokenWeights = Callable[[Sequence[int]], list[float]]
@@ -72,7 +72,7 @@ def locate(groups: Sequence[Group]) -> list[LocatedGroup]:
     located, row = [], 0
     for group in groups:
         located.append(LocatedGroup(group, row))
-        row += sum(len(ledger) for episode in group.episodes for ledger in episode.ledgers)
+        row += sum(map(len, ledgers_of([group])))
     return located
 
 

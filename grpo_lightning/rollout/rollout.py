@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.rollout.batch import PackedBatch
-from grpo_lightning.rollout.episode import Group
+from grpo_lightning.rollout.episode import Group, ledgers_of
 from grpo_lightning.rollout.micro_batches import Layout, cut
 from grpo_lightning.rollout.packing import TokenWeights
 from grpo_lightning.rollout.types import SamplingSettings
@@ -76,7 +76,7 @@ def make_rollouts(
 ) -> list[Rollout]:
     """A rollout for each process; samples and ledger in the first alone. Arguments as in `micro_batches.cut`."""
     parts = cut(groups, layout, token_weights, sampling)
-    columns = [ledger.logprobs for group in groups for episode in group.episodes for ledger in episode.ledgers]
+    columns = [ledger.logprobs for ledger in ledgers_of(groups)]
     stored = torch.from_numpy(np.concatenate(columns))
     return [
         Rollout(origin, layout, tuple(groups) if rank == 0 else (), batches, stored if rank == 0 else stored[:0])

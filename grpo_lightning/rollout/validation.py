@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grpo_lightning.errors import LogprobValidationError
-from grpo_lightning.rollout.episode import Group
+from grpo_lightning.rollout.episode import Group, ledgers_of
 from grpo_lightning.rollout.ledger import POSITIVE_TOLERANCE
 from grpo_lightning.rollout.types import Generation
 
@@ -68,5 +68,4 @@ def validate_rollout(groups: Sequence[Group]) -> None:
 
 def sampled_logprobs(groups: Sequence[Group]) -> NDArray[np.float64]:
     """The engine's logprobs of all sampled tokens."""
-    ledgers = [ledger for group in groups for episode in group.episodes for ledger in episode.ledgers]
-    return np.concatenate([np.empty(0), *(ledger.logprobs[ledger.sampled] for ledger in ledgers)])
+    return np.concatenate([np.empty(0), *(ledger.logprobs[ledger.sampled] for ledger in ledgers_of(groups))])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grpo_lightning.rollout.episode import Episode, Group, Turn
+from grpo_lightning.rollout.episode import Episode, Group, Turn, ledgers_of
 from grpo_lightning.rollout.ledger import Ledger
 from grpo_lightning.trajectories.exact_json import NotStored
 from grpo_lightning.trajectories.pieces import PieceTable
@@ -61,7 +61,7 @@ def for_json(value: Any) -> Any:
 def _rows(epoch: "StoredEpoch") -> Iterator[NDArray[np.float64] | None]:
     """The log-ratios of one ledger after the other."""
     start = 0
-    for ledger in (ledger for group in epoch.groups for episode in group.episodes for ledger in episode.ledgers):
+    for ledger in ledgers_of(epoch.groups):
         yield None if epoch.log_ratios is None else epoch.log_ratios[start : start + len(ledger)]
         start += len(ledger)
 

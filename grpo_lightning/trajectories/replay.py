@@ -9,6 +9,7 @@ from grpo_lightning.diagnostics import MicroBatchEvidence
 from grpo_lightning.metrics import EpochStatistics
 from grpo_lightning.module import GRPOModule
 from grpo_lightning.rollout.batch import PackedBatch
+from grpo_lightning.rollout.episode import ledgers_of
 from grpo_lightning.rollout.micro_batches import cut
 from grpo_lightning.rollout.packing import TokenWeights
 from grpo_lightning.rollout.types import SamplingSettings
@@ -34,7 +35,7 @@ class ReplayedUpdate:
 
 def sampling_versions(stored: StoredEpoch) -> list[int]:
     """The policy versions that sampled an epoch, in order."""
-    ledgers = [ledger for group in stored.groups for episode in group.episodes for ledger in episode.ledgers]
+    ledgers = ledgers_of(stored.groups)
     return sorted({int(version) for ledger in ledgers for version in ledger.policy_version[ledger.sampled]})
 
 
