@@ -38,6 +38,7 @@ class _Position:
     conversation: tuple[Message, ...]
     ledgers: tuple[Ledger, ...]
     pays: bool
+    deadline: float | None
     turns: tuple[Turn, ...] = ()
     closing: tuple[Message, ...] = ()
     status: EpisodeStatus | None = None
@@ -103,11 +104,9 @@ class Player:
         self._begin(environment.environment)
         try:
             position = self._begun(task, await environment.reset())
-            limit = self.settings.timeout
-            deadline = None if limit is None else asyncio.get_running_loop().time() + limit
             try:
                 while position.status is None:
-                    position = await self._turn(environment, task, number, position, deadline)
+                    position = await self._turn(environment, task, number, position)
             except _OutOfTime:
                 position = replace(position, status="truncated")
             return await self._scored(environment, task, position)
@@ -128,6 +127,7 @@ class Player:
         tools = ToolUse.of(observation, self.encoder)
         messages = tools.opening(observation.messages, self.encoder)
         ledger = Ledger.of_prompt(self.encoder.prompt(task.id, messages, tools.for_template))
+        limit = self.settings.timeout
         status: EpisodeStatus | None = "truncated" if observation.terminated or observation.truncated else None
         return _Position(
             observation,
@@ -136,20 +136,14 @@ class Player:
             conversation=messages,
             ledgers=(ledger,),
             pays=observation.reward is not None,
+            deadline=None if limit is None else asyncio.get_running_loop().time() + limit,
             status=status,
         )
 
-    async def _turn(
-        self,
-        environment: GuardedEnvironment,
-        task: Task,
-        number: int,
-        position: _Position,
-        deadline: float | None,
-    ) -> _Position:
+    async def _turn(self, environment: GuardedEnvironment, task: Task, number: int, position: _Position) -> _Position:
         turn, ledger = len(position.turns), position.ledgers[-1]
         if position.observation.forced_action is None:
-            action = await self._sampled(task, number, position, deadline)
+            action = await self._sampled(task, number, position)
             ledger = ledger.extended(
                 action.token_ids, Source.SAMPLED, turn, action.token_logprobs, action.policy_version
             )
@@ -179,9 +173,10 @@ class Player:
         )
         return self._continued(position)
 
-    async def _sampled(self, task: Task, number: int, position: _Position, deadline: float | None) -> Action:
+    async def _sampled(self, task: Task, number: int, position: _Position) -> Action:
         turn, ledger = len(position.turns), position.ledgers[-1]
         room = min(self.sampling.max_tokens, self.max_context - len(ledger), self._left(position))
+        deadline = position.deadline
         if deadline is not None and asyncio.get_running_loop().time() >= deadline:
             raise _OutOfTime
         limit = asyncio.timeout_at(deadline)
