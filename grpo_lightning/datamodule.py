@@ -24,6 +24,7 @@ from grpo_lightning.rollout.engine import CheckedEngine, EngineSpec, RolloutEngi
 from grpo_lightning.rollout.episode import Group
 from grpo_lightning.rollout.episode_settings import SINGLE_TURN, EpisodeSettings
 from grpo_lightning.rollout.evaluation import Scores, greedy_scores, sampled_scores
+from grpo_lightning.rollout.generation_record import GenerationRecord
 from grpo_lightning.rollout.loader import BatchLoader
 from grpo_lightning.rollout.metrics import rollout_metrics
 from grpo_lightning.rollout.micro_batches import Layout
@@ -210,7 +211,7 @@ class RolloutDataModule(LightningDataModule):
         self._schedule = RolloutSchedule()
         self._sampler: Sampler | None = None
         self._predict_scorer = self.scorer
-        self._sync_seconds = 0.0
+        self._sync_seconds = self._doctor_seconds = 0.0
 
     def __str__(self) -> str:
         # LightningDataModule.__str__ builds every loader, which here would start a rollout.
@@ -245,7 +246,7 @@ class RolloutDataModule(LightningDataModule):
         """
         trainer, module = self._trainer(), self._module()
         self._schedule.begin_run(fresh=module.policy_version == 0)
-        self._sync_seconds = 0.0
+        self._sync_seconds = self._doctor_seconds = 0.0
         encoder = self.check(module, trainer, stage)
         self._sampler = Sampler(
             engine=self.engine,
@@ -402,15 +403,23 @@ class RolloutDataModule(LightningDataModule):
         self.engine.close()
 
     def ensure_synced(self) -> None:
-        """Make the engine serve the module's current policy. Idempotent; called before any generation.
+        """Make the engine serve the module's policy (`sync_engine`). Idempotent; called before any generation.
 
         Raises:
-            StaleRolloutError: If the engine is still behind afterwards.
+            StaleRolloutError: If the engine is still too far behind afterwards.
         """
-        from grpo_lightning.callbacks import LoRAWeightSync
+        from grpo_lightning.callbacks import LoRAWeightSync, RunDoctor
 
-        sync = next((c for c in self._trainer().callbacks if isinstance(c, LoRAWeightSync)), None)
+        callbacks = self._trainer().callbacks
+        sync = next((c for c in callbacks if isinstance(c, LoRAWeightSync)), None)
+        served = self.engine.policy_version
         self._sync_seconds += sync_engine(self.engine, self._module(), sync)
+        begin = time.perf_counter()
+        if self.engine.policy_version != served and self._module().fitting:
+            for doctor in callbacks:
+                if isinstance(doctor, RunDoctor):
+                    doctor.examine_engine(self._trainer())
+        self._doctor_seconds += time.perf_counter() - begin
 
     def train_dataloader(self) -> BatchLoader[PackedBatch]:
         """Make the epoch's rollout, or give it again if Lightning asks twice.
@@ -451,33 +460,38 @@ class RolloutDataModule(LightningDataModule):
 
     def _make_rollouts(self, module: "GRPOModule", epoch: int) -> list[Rollout]:
         """Sample one rollout and cut it for every process."""
-        begin, sync_seconds = time.perf_counter(), self._sync_seconds
+        begin, aside = time.perf_counter(), self._sync_seconds + self._doctor_seconds
         # To overfit means the same tasks again and again.
         indices = self._draw_tasks(0 if self._trainer().overfit_batches else self._schedule.tasks_drawn)
+        record = GenerationRecord()
         groups = self._sample(
             f"Rollout {self._schedule.rollouts}",
             [self.tasks[index] for index in indices],
             samples=self.samples_per_prompt,
             temperature=self.temperature,
             key=self._schedule.rollouts,
+            record=record,
         )
         validate_rollout(groups)
         groups = with_advantages(groups, self.episodes.advantage)
-        seconds = time.perf_counter() - begin - (self._sync_seconds - sync_seconds)
+        seconds = time.perf_counter() - begin - (self._sync_seconds + self._doctor_seconds - aside)
         metrics = rollout_metrics(groups, self.multi_turn) | {
             "time/rollout_seconds": seconds,
             "time/sync_seconds": self._sync_seconds,
+            "time/doctor_seconds": self._doctor_seconds,
             "sync/version": float(self.engine.policy_version),
             "sync/lag": float(module.policy_version - self.engine.policy_version),
         }
         metrics["throughput/rollout_tokens_per_second"] = metrics["tokens/sampled"] / seconds
-        self._sync_seconds = 0.0
+        self._sync_seconds = self._doctor_seconds = 0.0
         origin = Origin(module.policy_version, self._schedule.rollouts, epoch, tuple(indices), metrics)
-        return self._cut(origin, groups, module)
+        return self._cut(origin, groups, module, record)
 
-    def _cut(self, origin: Origin, groups: Sequence[Group], module: "GRPOModule") -> list[Rollout]:
+    def _cut(
+        self, origin: Origin, groups: Sequence[Group], module: "GRPOModule", record: GenerationRecord | None = None
+    ) -> list[Rollout]:
         sampling = self.sampler.settings(self.temperature)
-        return make_rollouts(origin, groups, self.layout(), module.token_weights, sampling)
+        return make_rollouts(origin, groups, self.layout(), module.token_weights, sampling, record)
 
     def _draw_tasks(self, first: int) -> list[int]:
         """Indices of a rollout's tasks, after ``first`` tasks were drawn."""

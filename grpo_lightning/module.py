@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -163,10 +164,10 @@ class GRPOModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks without which a run would be unsafe or mute, where the Trainer has none of their kind."""
-        from grpo_lightning.callbacks import EpochLine, LoRAWeightSync, PredictionWriter, RatioDegeneracyDetector
+        from grpo_lightning.callbacks import EpochLine, LoRAWeightSync, PredictionWriter, RunDoctor
 
         present = self.trainer.callbacks  # type: ignore[attr-defined]
-        kinds: tuple[type[Callback], ...] = (LoRAWeightSync, RatioDegeneracyDetector, EpochLine)
+        kinds: tuple[type[Callback], ...] = (LoRAWeightSync, RunDoctor, EpochLine)
         if self.trainer.predicting:
             kinds += (PredictionWriter,)
         return [kind() for kind in kinds if not any(isinstance(c, kind) for c in present)]
@@ -264,7 +265,8 @@ class GRPOModule(LightningModule):
             LedgerError: If not all of its targets were sampled by the policy.
         """
         batch.require_sampled()
-        logprobs, entropy = self.policy.token_logprobs(batch)
+        current = self.policy.token_logprobs(batch)
+        logprobs = current.logprobs
         surrogate = clipped_surrogate(
             logprobs,
             batch.old_logprobs,
@@ -274,14 +276,22 @@ class GRPOModule(LightningModule):
             clip_high=self.hparams["clip_high"],
         )
         loss = surrogate.loss
-        reference_kl = torch.full_like(entropy, torch.nan)
+        reference = torch.full_like(current.entropy, torch.nan)
         if self.hparams["kl_coef"] > 0:
             with self.policy.reference():
-                reference, _ = self.policy.token_logprobs(batch)
-            kl = kl_k3(logprobs, reference)
-            loss = loss + self.hparams["kl_coef"] * (batch.loss_weight * kl).sum()
-            reference_kl = kl.detach()
-        return loss, micro_batch_evidence(batch, logprobs, surrogate, entropy, reference_kl, self.policy_version)
+                reference, *_ = self.policy.token_logprobs(batch)
+            loss = loss + self.hparams["kl_coef"] * (batch.loss_weight * kl_k3(logprobs, reference)).sum()
+        evidence = micro_batch_evidence(batch, current, surrogate, reference, self.policy_version)
+        if logprobs.requires_grad:
+            note = partial(self._note_gradient, len(self._evidence), batch.loss_weight > 0)
+            logprobs.register_hook(note)  # type: ignore[no-untyped-call]
+        return loss, evidence
+
+    def _note_gradient(self, micro_batch: int, real: Tensor, gradient: Tensor) -> None:
+        """What the backward pass brings to the log-probabilities of a micro-batch belongs to its evidence."""
+        if micro_batch < len(self._evidence):
+            noted = gradient.detach()[real].cpu().double()
+            self._evidence[micro_batch] = replace(self._evidence[micro_batch], gradient=noted)
 
     def current_update(self) -> Update:
         """What the optimizer step that is about to be taken sees, of all processes together.
@@ -324,6 +334,11 @@ class GRPOModule(LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.weights_changed()
 
+    def examined(self, seconds: float) -> None:
+        """Count time that the doctor took between an epoch's start and end; it is none of the training's."""
+        self._batch_begin += seconds
+        self._statistics.add_doctor_seconds(seconds)
+
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
         """Count the time: a validation may follow before the epoch ends."""
         self._statistics.add_seconds(time.perf_counter() - self._batch_begin)
@@ -336,7 +351,9 @@ class GRPOModule(LightningModule):
         """What the current epoch sampled, what it trained, what it cost; see ``docs/metrics.md``."""
         data = self._data()
         sampled = {} if data is None or data.rollout is None else data.rollout.origin.metrics
-        return {**self._statistics.compute(), **sampled}
+        trained = self._statistics.compute()
+        doctor = trained["time/doctor_seconds"] + sampled.get("time/doctor_seconds", 0.0)
+        return {**trained, **sampled, "time/doctor_seconds": doctor}
 
     def _data(self) -> RolloutDataModule | None:
         data = getattr(self.trainer, "datamodule", None)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from grpo_lightning.adapter_config import AdapterConfig
 from grpo_lightning.attention import MASKED_IMPLEMENTATIONS, SHARED_PROMPT, attention_plan, dense_mask
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.functional import token_logprobs
+from grpo_lightning.functional import TokenLogprobs, log_distributions, token_logprobs
+from grpo_lightning.functional.logprobs import DEFAULT_CHUNK_BYTES
 from grpo_lightning.rollout.batch import PackedBatch
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,10 @@ _PER_SEQUENCE_IMPLEMENTATIONS = (
     "flash_attention_4",
     "flex_attention",
 )
+_WHOLE_BYTES = 4 * 2**20
+"""Chunk of whole distributions on CPUs: who asks for them goes through them many times, best within the processor's
+cache."""
+
 _HEAD_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
 """Largest difference, in nats, between our head and the model's own that rounding explains."""
 
@@ -80,8 +85,14 @@ class Policy(nn.Module):
     def base(self) -> Iterator[None]:
         """Within this context the model is the base without any adapter, without gradients."""
         assert self.has_adapter, "a fully trained model has no base beside it"
-        with torch.no_grad(), self.model.disable_adapter():
-            yield
+        # PEFT makes the whole adapter trainable when it comes back, what was frozen too.
+        required = [(p, p.requires_grad) for p in self.model.parameters()]
+        try:
+            with torch.no_grad(), self.model.disable_adapter():
+                yield
+        finally:
+            for parameter, wanted in required:
+                parameter.requires_grad_(wanted)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
@@ -111,29 +122,42 @@ class Policy(nn.Module):
                 parameter.data = current[name]
             torch.set_autocast_cache_enabled(cached)
 
-    def token_logprobs(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of each sampled token, at the temperature it was sampled with.
+    def token_logprobs(self, batch: PackedBatch) -> TokenLogprobs:
+        """Log-probability of each sampled token, and its distribution, at the temperature it was sampled with.
 
         Logits are computed for the sampled tokens alone, in chunks (`functional.token_logprobs`).
 
         Args:
             batch: The packed micro-batch.
-
-        Returns:
-            Log-probabilities with gradient and entropies without, in nats, each ``[N]``, float32 (float64 if the
-            model is).
         """
-        hidden_NH = self._hidden(batch)
-        head = self.causal_lm.get_output_embeddings()
-        if head.bias is not None:
-            raise ConfigurationError("expected an output head without bias; this model's has one")
         return token_logprobs(
-            hidden_NH,
-            head.weight,
+            self._hidden(batch),
+            self._head(),
             batch.target_ids,
             temperature=batch.temperature,
             banned_token_ids=batch.banned_token_ids,
         )
+
+    def log_distributions(self, batch: PackedBatch) -> Iterator[Tensor]:
+        """Log-probabilities of the whole vocabulary where each token was sampled, in chunks ``[C, V]`` (slow).
+
+        Args:
+            batch: The packed micro-batch.
+        """
+        hidden = self._hidden(batch)
+        return log_distributions(
+            hidden,
+            self._head(),
+            temperature=batch.temperature,
+            banned_token_ids=batch.banned_token_ids,
+            chunk_bytes=_WHOLE_BYTES if hidden.device.type == "cpu" else DEFAULT_CHUNK_BYTES,
+        )
+
+    def _head(self) -> Tensor:
+        head = self.causal_lm.get_output_embeddings()
+        if head.bias is not None:
+            raise ConfigurationError("expected an output head without bias; this model's has one")
+        return cast(Tensor, head.weight)
 
     def _hidden(self, batch: PackedBatch) -> Tensor:
         """Final hidden states that predict the sampled tokens, ``[N, H]``."""
@@ -180,18 +204,31 @@ class Policy(nn.Module):
         model = self.causal_lm
         device = model.get_input_embeddings().weight.device
         ids = torch.arange(8, device=device)[None] % model.config.vocab_size
-        own = model(input_ids=ids, use_cache=False).logits[0]
+        with evaluating(self):
+            own = model(input_ids=ids, use_cache=False).logits[0]
+            hidden = self._backbone(input_ids=ids)[0]
         own = own.to(torch.promote_types(own.dtype, torch.float32)).log_softmax(-1)
-        hidden = self._backbone(input_ids=ids)[0]
         head = model.get_output_embeddings().weight
         targets = own.argmax(-1)
-        ours, _ = token_logprobs(hidden, head, targets)
+        ours, *_ = token_logprobs(hidden, head, targets)
         difference = float((ours - own.gather(1, targets[:, None]).squeeze(1)).abs().max())
         if not difference <= _HEAD_TOLERANCE.get(hidden.dtype, 1e-3):
             raise ConfigurationError(
                 f"expected logits = head(hidden state), but {type(model).__name__} differs from that by "
                 f"{difference:.3g} nats: it scales, caps or shifts its logits, which is not supported"
             )
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within this context a model has no dropout; afterwards each of its parts is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def choose_layout(config: Any) -> Literal["packed", "sequences"]:

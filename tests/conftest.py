@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import Browser
 from fakes import EOS, EOS_ID, PAD, PAD_ID, TINY_VOCABULARY, UNKNOWN, FakeEngine
 
 CHAT_TEMPLATE = (
@@ -113,6 +114,24 @@ def fake_engine() -> Iterator[FakeEngine]:
     engine = FakeEngine()
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """The browser; whatever a test did in it, the page must not have complained or asked for anything."""
+    chromium.size(1200, 900)
+    chromium.prefer("light")
+    yield chromium
+    assert chromium.complaints() == []
+    assert [address for address in chromium.requested() if not address.startswith("file://")] == []
+    assert len(chromium.requested()) == 1
 
 
 @pytest.fixture(scope="session")

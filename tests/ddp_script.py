@@ -29,6 +29,14 @@ class Record(Callback):
         self.ratios.append(pl_module.current_update().ratio)
 
 
+class Diverge(Callback):
+    """Each process adds a number of its own to one weight during the first step."""
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        if trainer.global_step == 0:
+            next(iter(pl_module.policy.trainable_parameters().values())).data.add_(1e-6 * trainer.global_rank)
+
+
 def length(completion):
     return float(len(completion) + completion.count("a"))
 
@@ -75,6 +83,7 @@ def main() -> None:
             CompletionLog(),
             RunSummary(plot=False),
             TrajectoryStore(),
+            *([Diverge()] if settings.get("fault") == "diverge" else []),
         ],
     )
     module = GRPOModule(

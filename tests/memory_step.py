@@ -35,7 +35,7 @@ def main(dtype, prompts, samples, prompt_tokens, completion_tokens, checkpointin
     rows = [make_row(ids(prompt_tokens), [ids(completion_tokens) for _ in range(samples)]) for _ in range(prompts)]
     batch = pack(rows, 1.0)
     for _ in range(2):
-        logprobs, _ = policy.token_logprobs(batch)
+        logprobs, *_ = policy.token_logprobs(batch)
         logprobs.sum().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -55,8 +55,4 @@ def zeroed(generation):
     return replace(generation, logprobs=(0.0,) * len(generation.logprobs))
 
 
-def shifted(generation):
-    return replace(generation, logprobs=(*generation.logprobs[1:], generation.logprobs[-1]))
-
-
-__all__ = ["SETTINGS", "SharedVLLMEngine", "fit", "last_number_correct", "make_trainer", "shifted", "zeroed"]
+__all__ = ["SETTINGS", "SharedVLLMEngine", "fit", "last_number_correct", "make_trainer", "zeroed"]

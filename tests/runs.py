@@ -4,7 +4,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from grpo_lightning import RolloutDataModule, TransformersEngine
-from grpo_lightning.callbacks import RatioDegeneracyDetector
+from grpo_lightning.callbacks import RatioDegeneracyDetector, RunDoctor
 from grpo_lightning.tasks import SumTasks
 
 MODEL = {"dtype": "float32", "lora_rank": 4, "learning_rate": 1e-3}
@@ -38,7 +38,7 @@ def trainer(tmp_path, **settings):
         "default_root_dir": tmp_path,
     }
     callbacks = settings.pop("callbacks", [])
-    if not any(isinstance(c, RatioDegeneracyDetector) for c in callbacks):
+    if not any(isinstance(c, RunDoctor) for c in callbacks):
         # The fake engine's logprobs are random numbers.
         callbacks = [*callbacks, RatioDegeneracyDetector(max_mismatch=100)]
     return Trainer(callbacks=callbacks, **{**defaults, **settings})

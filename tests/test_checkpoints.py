@@ -190,7 +190,7 @@ class TestContent:
         assert state["grpo_lightning"]["policy_version"] == 3
         assert state["optimizer_states"][0]["state"]
         assert state["lr_schedulers"]
-        assert "grpo_lightning.ratio_degeneracy" in state["callbacks"]
+        assert "grpo_lightning.run_doctor" in state["callbacks"]
         rollouts = state["RolloutDataModule"]
         assert (rollouts["rollouts"], rollouts["tasks_drawn"]) == (2, 8)
         assert rollouts["rollout"]["position"] == 2

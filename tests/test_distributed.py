@@ -94,9 +94,10 @@ def test_files_are_written_once_and_a_run_is_resumed_by_two(tmp_path, tiny_model
     assert {row["step"] for row in rows(folder)} == {"0", "1", "2", "3"}
     resumed = results(tiny_model, tmp_path / "rest", devices=2, ckpt_path=str(folder / "ckpt" / "step=1.ckpt"))
     for mine, expected in zip(resumed, whole, strict=True):
-        assert torch.equal(mine["gradients"], expected["gradients"][1:])
+        # The engine batches the requests that are waiting, and a batch's shape decides the last bits of its logprobs.
+        assert_close(mine["gradients"], expected["gradients"][1:])
         for name, weight in expected["weights"].items():
-            assert torch.equal(mine["weights"][name], weight)
+            torch.testing.assert_close(mine["weights"][name], weight, rtol=0, atol=1e-6)
     stored, again = ({n: load_epoch(p) for n, p in stored_epochs(f).items()} for f in (folder, tmp_path / "rest"))
     assert list(stored) == list(again) == [0, 1]
     for epoch, content in stored.items():
@@ -104,7 +105,7 @@ def test_files_are_written_once_and_a_run_is_resumed_by_two(tmp_path, tiny_model
         trained = np.concatenate([ledger.sampled for ledger in ledgers])
         # What both processes computed, and before the checkpoint too, is there.
         assert np.array_equal(~np.isnan(content.log_ratios), trained)
-        assert np.array_equal(content.log_ratios, again[epoch].log_ratios, equal_nan=True)
+        np.testing.assert_allclose(again[epoch].log_ratios, content.log_ratios, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +130,12 @@ def test_a_single_process_exchanges_with_itself():
     assert alone.from_first(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
         alone.from_first(lambda: 1 // 0)
+
+
+def test_processes_that_train_different_weights_halt(tmp_path, tiny_model):
+    done = launch(tiny_model, tmp_path / "run", devices=2, fault="diverge")
+    assert done.returncode == 3, done.stdout + done.stderr
+    for rank in (0, 1):
+        assert (
+            f"rank {rank}: DegeneracyError: The processes train different weights: 1 parameters differ" in done.stdout
+        )

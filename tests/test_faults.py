@@ -1,13 +1,16 @@
-"""Defects put back on the real stack (vLLM, the demo model): each halts with its evidence within three updates."""
+"""Defects put back on the real stack (vLLM, the demo model): each halts with its evidence within three updates.
+
+A part of the fault matrix (`make fault-matrix`), which has many more of them and of healthy runs.
+"""
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from real import SharedVLLMEngine, fit, make_trainer, shifted, zeroed
+from real import SharedVLLMEngine, fit, make_trainer, zeroed
 
 import grpo_lightning.module
 from grpo_lightning.callbacks import LoRAWeightSync, ParameterPerturbation, RatioDegeneracyDetector
-from grpo_lightning.errors import DegeneracyError, LogprobValidationError, RatioDegeneracyError, StaleRolloutError
+from grpo_lightning.errors import DegeneracyError, RatioDegeneracyError, StaleRolloutError
 from grpo_lightning.functional import clipped_surrogate
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -73,7 +76,7 @@ def test_sync_that_never_publishes(engine, demo_model):
             if module.policy_version == 0:
                 super().publish(module, engine)
 
-    trainer = make_trainer(callbacks=[Mute()])
+    trainer = make_trainer(callbacks=[Mute(), RatioDegeneracyDetector()])
     with pytest.raises(StaleRolloutError) as error:
         fit(engine, demo_model, trainer=trainer)
     halted(trainer, error, "serves policy version 0", "trainer is at version 1", "Mute.publish")
@@ -91,49 +94,26 @@ def test_sync_that_pretends(demo_model, engine, monkeypatch):
         self._current = type(ref)(old.name, old.id, old.path, ref.version)
 
     monkeypatch.setattr(SharedVLLMEngine, "load_adapter", pretend)
-    trainer = make_trainer()
+    trainer = make_trainer(callbacks=[RatioDegeneracyDetector()])
     with pytest.raises(DegeneracyError) as error:
         fit(engine, demo_model, trainer=trainer)
     halted(trainer, error, "base model although an adapter was published", "alpha", "LoRAWeightSync")
 
 
-@pytest.mark.parametrize("share", ["all", "some"])
-def test_sampler_logprobs_zero_filled(engine, demo_model, monkeypatch, share):
+def test_sampler_logprobs_partly_zero_filled(engine, demo_model, monkeypatch):
     generate = SharedVLLMEngine.generate
     count = iter(range(10**6))
 
     async def faulty(self, *args, **kwargs):
         generation = await generate(self, *args, **kwargs)
-        return zeroed(generation) if share == "all" or next(count) % 8 == 0 else generation
-
-    monkeypatch.setattr(SharedVLLMEngine, "generate", faulty)
-    trainer = make_trainer()
-    with pytest.raises((LogprobValidationError, DegeneracyError)) as error:
-        fit(engine, demo_model, trainer=trainer)
-    halted(trainer, error, "exactly 0")
-    assert trainer.global_step == 0
-
-
-def test_tokens_and_logprobs_shifted_by_one(engine, demo_model, monkeypatch):
-    generate = SharedVLLMEngine.generate
-
-    async def faulty(self, *args, **kwargs):
-        return shifted(await generate(self, *args, **kwargs))
+        return zeroed(generation) if next(count) % 8 == 0 else generation
 
     monkeypatch.setattr(SharedVLLMEngine, "generate", faulty)
     trainer = make_trainer()
     with pytest.raises(DegeneracyError) as error:
         fit(engine, demo_model, trainer=trainer)
-    halted(trainer, error, "shifted by 1", "correlation at shift")
+    halted(trainer, error, "have a stored logprob of 0", "filled in with zeros")
     assert trainer.global_step == 0
-
-
-def test_optimizer_that_moves_nothing(engine, demo_model, monkeypatch):
-    monkeypatch.setattr("grpo_lightning.module.AdamW.step", lambda self, closure: closure())
-    trainer = make_trainer()
-    with pytest.raises(DegeneracyError) as error:
-        fit(engine, demo_model, trainer=trainer)
-    halted(trainer, error, "changed no trainable parameter")
 
 
 class TestHealthyRunsAreLeftAlone:
@@ -143,30 +123,23 @@ class TestHealthyRunsAreLeftAlone:
         assert float(trainer.callback_metrics["ppo/ratio_std"]) < 1e-4  # k = 0 in float32: small and right
 
     def test_four_updates_per_rollout(self, engine, demo_model):
-        trainer = fit(engine, demo_model, updates_per_rollout=4)
+        trainer = fit(engine, demo_model, module={"kl_coef": 0.05}, updates_per_rollout=4)
         assert trainer.global_step == 12
+        assert float(trainer.callback_metrics["policy/kl_reference"]) > 0
         assert float(trainer.callback_metrics["ppo/ratio_std"]) > 1e-3
         assert float(trainer.callback_metrics["ppo/updates_since_sampling"]) == 3
 
-    def test_inner_epochs(self, engine, demo_model):
-        assert fit(engine, demo_model, inner_epochs=3).global_step == 9
-
-    def test_warm_up_from_zero(self, engine, demo_model):
-        trainer = fit(engine, demo_model, module={"warmup_updates": 5}, updates_per_rollout=2)
-        assert trainer.global_step == 6
-
-    def test_solved_task(self, engine, demo_model):
-        trainer = fit(engine, demo_model, reward=lambda completion: 1.0, updates_per_rollout=2)
+    def test_nothing_to_learn_after_a_warm_up_from_zero(self, engine, demo_model):
+        trainer = fit(
+            engine,
+            demo_model,
+            trainer=make_trainer(callbacks=[ParameterPerturbation()], max_epochs=2),
+            reward=lambda completion: 1.0,
+            module={"warmup_updates": 5},
+            inner_epochs=3,
+        )
         assert trainer.global_step == 6
         assert float(trainer.callback_metrics["group/zero_variance_fraction"]) == 1
-
-    def test_kl_to_the_reference(self, engine, demo_model):
-        trainer = fit(engine, demo_model, module={"kl_coef": 0.05}, updates_per_rollout=2)
-        assert float(trainer.callback_metrics["policy/kl_reference"]) > 0
-
-    def test_perturbation(self, engine, demo_model):
-        trainer = fit(engine, demo_model, trainer=make_trainer(callbacks=[ParameterPerturbation()]))
-        assert trainer.global_step == 3
 
     def test_strict_mode_halts_a_healthy_first_update(self, engine, demo_model):
         trainer = make_trainer(callbacks=[RatioDegeneracyDetector(strict=True)])

@@ -38,7 +38,7 @@ class TestPolicy:
         names = set(policy.trainable_parameters())
         tied = policy.causal_lm.config.tie_word_embeddings
         assert names == {n for n in policy.causal_lm.state_dict() if not (tied and n == "lm_head.weight")}
-        values, _ = policy.token_logprobs(batch())
+        values, *_ = policy.token_logprobs(batch())
         grads = torch.autograd.grad(values.sum(), list(policy.trainable_parameters().values()))
         assert all(float(g.abs().max()) > 0 for g in grads)
 
@@ -167,14 +167,24 @@ class TestEngine:
         engine.close()
 
 
+class Detector(RatioDegeneracyDetector):
+    """Keeps all its verdicts."""
+
+    said = ()
+
+    def _conclude(self, run, verdicts):
+        self.said = (*self.said, *verdicts)
+        super()._conclude(run, verdicts)
+
+
 class TestTraining:
     def test_it_learns_from_its_own_samples(self, tmp_path, model):
-        detector = RatioDegeneracyDetector()
+        detector = Detector()
         trained = full(model, learning_rate=1e-3, kl_coef=0.1)
         start = {n: p.clone() for n, p in load(model).trainable_parameters().items()}
         run = fit(tmp_path, trained, TransformersEngine(dtype="float32"), epochs=3, callbacks=[detector])
         assert run.global_step == 3
-        verdicts = {v.check: v for v in detector.verdicts}
+        verdicts = {v.check: v for v in detector.said}
         assert verdicts["mismatch"].status.value == "pass"
         assert verdicts["served adapter"].status.value == "no power"
         assert verdicts["served adapter"].message.startswith("All weights are trained: there is no base model")

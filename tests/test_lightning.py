@@ -12,7 +12,14 @@ from runs import MODEL, Gradients, RecordingEngine, data, trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from grpo_lightning import GRPOModule, TransformersEngine
-from grpo_lightning.callbacks import EpochLine, LoRAWeightSync, ParameterPerturbation, RatioDegeneracyDetector
+from grpo_lightning.callbacks import (
+    EpochLine,
+    LoRAWeightSync,
+    ParameterPerturbation,
+    RatioDegeneracyDetector,
+    RunDoctor,
+)
+from grpo_lightning.diagnostics.sample import PROMPTS, SAMPLES
 from grpo_lightning.errors import ConfigurationError, DegeneracyError, RewardError, RolloutError, StaleRolloutError
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.tasks import SumTasks
@@ -112,7 +119,9 @@ class TestTrainer:
         engine = RecordingEngine()
         bare = Trainer(max_epochs=3, accelerator="cpu")
         bare.fit(GRPOModule(tiny_model, **MODEL), data(engine, val_size=2))
-        assert len(engine.seeds) == len(set(engine.seeds)) == 3 * 4 * 3  # every epoch is a new rollout
+        preflight = PROMPTS * SAMPLES + 2  # the doctor's sample, and its canary
+        # Every epoch is a new rollout.
+        assert len(engine.seeds) == len(set(engine.seeds)) == preflight + 3 * 4 * 3
         metrics = bare.callback_metrics
         for name in (
             "ppo/ratio_mean",
@@ -124,7 +133,7 @@ class TestTrainer:
         ):
             assert name in metrics, sorted(metrics)
         kinds = [type(c) for c in bare.callbacks]
-        assert [kinds.count(k) for k in (LoRAWeightSync, RatioDegeneracyDetector, EpochLine)] == [1, 1, 1]
+        assert [kinds.count(k) for k in (LoRAWeightSync, RunDoctor, EpochLine)] == [1, 1, 1]
 
     def test_own_callbacks_are_not_doubled(self, tmp_path, tiny_model):
         mine = RatioDegeneracyDetector(action="warn")
@@ -270,7 +279,7 @@ class TestSampling:
         texts = [episode.text for group in rollout.groups for episode in group.episodes]
         assert not any(letter in text for text in texts for letter in letters)
         with torch.no_grad():
-            free, _ = run.lightning_module.policy.token_logprobs(rollout.batches[0].replace(banned_token_ids=()))
+            free, *_ = run.lightning_module.policy.token_logprobs(rollout.batches[0].replace(banned_token_ids=()))
         assert float((free - rollout.batches[0].old_logprobs).abs().max()) > 0.05
 
     @pytest.mark.parametrize("name", ["stop", "bad_words"])
@@ -326,7 +335,7 @@ class TestDataModule:
             "reward/mean", "reward/std", "reward/length", "group/zero_variance_fraction", "group/dropped",
             "completion/length_mean", "completion/length_max", "completion/truncated_fraction", "policy/entropy",
             "policy/grad_norm", "policy/update_norm", "tokens/sampled", "tokens/forced", "tokens/trained",
-            "time/rollout_seconds", "time/train_seconds", "time/sync_seconds",
+            "time/rollout_seconds", "time/train_seconds", "time/sync_seconds", "time/doctor_seconds",
             "throughput/rollout_tokens_per_second", "throughput/train_tokens_per_second",
         ):  # fmt: skip
             assert name in header, name
@@ -475,7 +484,7 @@ class TestCheckpoints:
         """Trap 14: state keyed by class name is lost when the class is renamed."""
         self.fit(tmp_path, tiny_model, FakeEngine(), 1)
         callbacks = torch.load(tmp_path / "ckpt" / "last.ckpt", weights_only=True)["callbacks"]
-        assert callbacks["grpo_lightning.ratio_degeneracy"]["first_mismatch"] > 0
+        assert callbacks["grpo_lightning.run_doctor"]["ratio"]["first_mismatch"] > 0
 
 
 def test_founding_log_lines(tmp_path, tiny_model, caplog):

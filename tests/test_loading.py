@@ -192,10 +192,10 @@ class TestReference:
 
         def gradients(with_reference):
             with torch.autocast("cpu", dtype=precision, enabled=precision is not None):
-                current, _ = policy.token_logprobs(batch())
+                current, *_ = policy.token_logprobs(batch())
                 if with_reference:
                     with policy.reference():
-                        reference, _ = policy.token_logprobs(batch())
+                        reference, *_ = policy.token_logprobs(batch())
                     assert torch.equal(reference, before)
                     assert not reference.requires_grad
             return torch.autograd.grad(current.sum(), list(parameters.values()))

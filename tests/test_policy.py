@@ -5,6 +5,7 @@ import types
 import pytest
 import torch
 from fakes import make_row
+from policies import make_adapter
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -207,7 +208,7 @@ def gradients(policy, logprobs):
 
 
 def assert_packed_equals_padded(policy, rows, temperature=0.7, tolerance=1e-10, banned=()):
-    logprobs, entropy = policy.token_logprobs(pack(rows, temperature, banned))
+    logprobs, entropy, *_ = policy.token_logprobs(pack(rows, temperature, banned))
     expected, expected_entropy = padded_logprobs(policy.model, rows, temperature, banned)
     assert logprobs.dtype == torch.float64
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=tolerance)
@@ -251,8 +252,8 @@ def test_banned_tokens(policy64, monkeypatch, layout):
     banned = tuple(sorted(set(range(policy64.causal_lm.config.vocab_size)) - sampled)[:20])
     assert_packed_equals_padded(policy64, rows, banned=banned)
     with torch.no_grad():
-        free, _ = policy64.token_logprobs(pack(rows, 0.7))
-        masked, _ = policy64.token_logprobs(pack(rows, 0.7, banned))
+        free, *_ = policy64.token_logprobs(pack(rows, 0.7))
+        masked, *_ = policy64.token_logprobs(pack(rows, 0.7, banned))
     assert float((masked - free).min()) > 0
     assert float((masked - free).max()) > 0.05
 
@@ -264,8 +265,8 @@ def test_rows_and_siblings_do_not_see_each_other(policy64):
     kept = [changed[0].sequences[0], changed[0].sequences[1], rows[0].sequences[2]]
     changed[0] = make_row(rows[0].prompt_ids, [s.ledger.token_ids[s.ledger.prompt_length :].tolist() for s in kept])
     with torch.no_grad():
-        before, _ = policy64.token_logprobs(pack(rows, 0.7))
-        after, _ = policy64.token_logprobs(pack(changed, 0.7))
+        before, *_ = policy64.token_logprobs(pack(rows, 0.7))
+        after, *_ = policy64.token_logprobs(pack(changed, 0.7))
     mine = slice(4, 8)
     torch.testing.assert_close(after[mine], before[mine], rtol=0, atol=1e-12)
     assert not torch.allclose(after[:3], before[:3], atol=1e-3)
@@ -293,9 +294,9 @@ def test_first_rows_have_the_same_logprobs(policy64, monkeypatch, layout):
     monkeypatch.setattr(policy64, "_layout", layout)
     batch = pack(make_rows(FIRST_ROWS), 0.7)
     with torch.no_grad():
-        whole, _ = policy64.token_logprobs(batch)
+        whole, *_ = policy64.token_logprobs(batch)
         for limit, count in ((0, 8), (11, 9), (18, 17), (99, 25)):
-            leading, _ = policy64.token_logprobs(batch.first_rows(limit))
+            leading, *_ = policy64.token_logprobs(batch.first_rows(limit))
             assert len(leading) == count
             torch.testing.assert_close(leading, whole[:count], rtol=0, atol=1e-12)
 
@@ -351,7 +352,7 @@ def test_turns_in_float32(directories, implementation):
     for lengths in TURNS.values():
         rows = make_rows(lengths)
         with torch.no_grad():
-            logprobs, entropy = policy.token_logprobs(pack(rows, 0.7))
+            logprobs, entropy, *_ = policy.token_logprobs(pack(rows, 0.7))
             expected, expected_entropy = padded_logprobs(policy.model, rows, 0.7)
         assert logprobs.dtype == torch.float32
         torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-4)
@@ -459,11 +460,11 @@ def test_sliding_windows_are_kept(tmp_path, implementation, caplog):
         # The same weights, as transformers computes them.
         other = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64, attn_implementation="sdpa")
         with policy.reference(), float64_throughout(other):
-            got, _ = policy.token_logprobs(pack(rows, 0.7))
+            got, *_ = policy.token_logprobs(pack(rows, 0.7))
             torch.testing.assert_close(got, padded_logprobs(other, rows, 0.7)[0], rtol=0, atol=1e-10)
             # Packed, the window would span the tokens of siblings: this model must not be packed.
             policy._layout = "packed"
-            packed, _ = policy.token_logprobs(pack(rows, 0.7))
+            packed, *_ = policy.token_logprobs(pack(rows, 0.7))
             assert not torch.allclose(packed, got, atol=1e-3)
 
 
@@ -494,6 +495,15 @@ def test_check_head_refuses_scaled_logits(tmp_path, model_class, config, dtype):
 
 def test_check_head_accepts_granite_without_scaling(tmp_path):
     load_policy(save(tmp_path / "model", GraniteForCausalLM, GraniteConfig(**TINY, logits_scaling=1.0))).check_head()
+
+
+def test_check_head_sees_no_dropout(directories, tmp_path):
+    adapter = make_adapter(directories["qwen3"], tmp_path / "adapter")
+    policy = load_policy(directories["qwen3"], adapter=str(adapter), lora_dropout=0.5)
+    modes = [module.training for module in policy.modules()]
+    policy.check_head()
+    assert [module.training for module in policy.modules()] == modes
+    assert any(modes)
 
 
 def test_check_head_refuses_capped_logits(directories, monkeypatch):
@@ -561,7 +571,7 @@ def test_adapter_is_float32_and_alone_trainable(directories, dtype):
     assert {p.dtype for n, p in policy.model.named_parameters() if n not in trainable} == {getattr(torch, dtype)}
     policy.to(torch.bfloat16)
     assert {p.dtype for p in policy.trainable_parameters().values()} == {torch.float32}
-    logprobs, _ = policy.token_logprobs(pack(make_rows(LENGTHS["mixed"]), 0.7))
+    logprobs, *_ = policy.token_logprobs(pack(make_rows(LENGTHS["mixed"]), 0.7))
     assert logprobs.dtype == torch.float32
     logprobs.sum().backward()
     assert all(p.grad is not None for p in policy.trainable_parameters().values())
@@ -613,9 +623,9 @@ def test_rank_below_one_is_refused(directories):
 def test_reference_is_the_base_and_the_adapter_comes_back(policy64):
     rows = make_rows(LENGTHS["mixed"])
     batch = pack(rows, 0.7)
-    before, _ = policy64.token_logprobs(batch)
+    before, *_ = policy64.token_logprobs(batch)
     with policy64.reference():
-        reference, _ = policy64.token_logprobs(batch)
+        reference, *_ = policy64.token_logprobs(batch)
     config = policy64.causal_lm.config
     base = AutoModelForCausalLM.from_pretrained(
         config._name_or_path, dtype=torch.float64, attn_implementation=config._attn_implementation
@@ -625,17 +635,27 @@ def test_reference_is_the_base_and_the_adapter_comes_back(policy64):
     assert not reference.requires_grad
     torch.testing.assert_close(reference, expected, rtol=0, atol=1e-10)
     assert float((before - reference).detach().abs().max()) > 0.1
-    after, _ = policy64.token_logprobs(batch)
+    after, *_ = policy64.token_logprobs(batch)
     assert torch.equal(after, before)
     assert after.requires_grad
 
 
+def test_what_is_frozen_stays_frozen_beside_the_base(directories):
+    policy = tiny_policy(directories["llama"])
+    frozen, *trained = policy.trainable_parameters().values()
+    frozen.requires_grad_(False)
+    for context in (policy.base(), policy.reference()):
+        with context:
+            pass
+        assert [id(p) for p in policy.trainable_parameters().values()] == [id(p) for p in trained]
+
+
 def test_the_adapter_comes_back_after_an_error(policy64):
     batch = pack(make_rows(LENGTHS["mixed"]), 0.7)
-    before, _ = policy64.token_logprobs(batch)
+    before, *_ = policy64.token_logprobs(batch)
     with pytest.raises(KeyError), policy64.reference():
         raise KeyError
-    after, _ = policy64.token_logprobs(batch)
+    after, *_ = policy64.token_logprobs(batch)
     assert torch.equal(after, before)
     assert torch.is_grad_enabled()
     assert len(policy64.trainable_parameters()) == 28
@@ -666,14 +686,14 @@ def test_demo_model_in_float32(demo_model):
         rows.append(make_row(tokenizer(text, add_special_tokens=False).input_ids, encoded))
     policy = load_policy(demo_model, dtype="float32", lora_rank=4)
     randomise_adapter(policy, scale=0.02)
-    logprobs, _ = policy.token_logprobs(pack(rows, 0.9))
+    logprobs, *_ = policy.token_logprobs(pack(rows, 0.9))
     expected, _ = padded_logprobs(policy.model, rows, 0.9)
     difference = float((logprobs - expected).detach().abs().max())
     got, wanted = gradients(policy, logprobs), gradients(policy, expected)
     relative = max(float((got[n] - wanted[n]).norm() / wanted[n].norm()) for n in wanted)
     print(f"\n{len(logprobs)} tokens: largest difference {difference:.3g} nats, of gradients {relative:.3g}")
     with policy.reference():
-        base, _ = policy.token_logprobs(pack(rows, 0.9))
+        base, *_ = policy.token_logprobs(pack(rows, 0.9))
     assert float((base - logprobs).detach().abs().max()) > 0.05, "the adapter must have an effect"
     # Measured with one and with two threads: 1.76e-5 nats and 1.35e-5. Bounds are three times that.
     assert difference < 5e-5

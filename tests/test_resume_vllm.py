@@ -6,6 +6,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from real import SharedVLLMEngine, fit, make_trainer
 
+from grpo_lightning.callbacks import RatioDegeneracyDetector
+
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
@@ -47,8 +49,12 @@ def test_resume(tmp_path, demo_model):
 
     def run(callbacks, **settings):
         notes = Notes()
+        # The whole doctor would ask the engine questions of its own.
         trainer = make_trainer(
-            max_epochs=2, accumulate_grad_batches=2, callbacks=[notes, *callbacks], enable_checkpointing=bool(callbacks)
+            max_epochs=2,
+            accumulate_grad_batches=2,
+            callbacks=[notes, RatioDegeneracyDetector(), *callbacks],
+            enable_checkpointing=bool(callbacks),
         )
         fit(engine, demo_model, trainer=trainer, updates_per_rollout=2, **settings)
         return notes, engine.taken(), trainer.lightning_module.policy_version

@@ -10,6 +10,7 @@ usage: grpo-lightning COMMAND ...
   predict       write completions with logprobs and rewards for a file of prompts
   resume        go on with a run from its newest checkpoint
   reward-check  call the rewards on known answers, without loading a model
+  doctor        say what was wrong with a run, also with one of another trainer
   replay        compute loss and ratios of a stored epoch again
   export        write a run's policy for other tools
   trajectories  write what a run sampled as a page to look at, token by token

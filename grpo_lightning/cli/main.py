@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "lightning_command",
     "resume": "resume",
     "reward-check": "reward_check",
+    "doctor": "doctor",
     "replay": "replay",
     "export": "export",
     "trajectories": "trajectories",
@@ -34,7 +35,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The command line without the program's name; ``sys.argv`` if omitted.
 
     Returns:
-        The exit code: 0, 1 if the run failed, 2 for a mistake in settings or arguments, 130 after ctrl-C.
+        The exit code: 0, 1 if the run failed, 2 for a mistake in settings or arguments, 3 if ``doctor`` found
+        warnings only, 130 after ctrl-C.
     """
     given = list(sys.argv[1:] if args is None else args)
     # As with ``python -m grpo_lightning``: one's own rewards and tasks are modules in the working folder.

@@ -10,6 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from grpo_lightning.functional import kl_k3
+
 
 @dataclass(frozen=True)
 class MicroBatchEvidence:
@@ -22,12 +24,17 @@ class MicroBatchEvidence:
         logprobs: Under the current policy, float64 ``[N]``.
         log_ratio: The log-ratio that the loss used, before clipping, float64 ``[N]``.
         stored: The engine's logprobs in the rollout's own ledger, not the batch's, float64 ``[N]``; NaN if unknown.
-        weighted_advantage: Loss weight times advantage, float64 ``[N]``.
+        loss_weight: Weight in the loss of the whole optimizer step, float64 ``[N]``.
+        advantage: Advantage, float64 ``[N]``.
         updates_since_sampling: Changes of the policy since the token was sampled, int64 ``[N]``.
         clipped_low: Whether the lower clip binds, bool ``[N]``.
         clipped_high: Whether the upper clip binds, bool ``[N]``.
         entropy: Of the current policy at this position, nats, float64 ``[N]``.
-        reference_kl: k3 to the reference, nats, float64 ``[N]``; NaN if it was not computed.
+        surprisal_variance: Variance of ``-log p`` under the current policy, nats squared, float64 ``[N]``.
+        mass_above: Probability of all tokens that the current policy finds likelier, float64 ``[N]``.
+        reference: Log-probability under the reference, float64 ``[N]``; NaN if it was not computed.
+        gradient: What the backward pass brought to ``logprobs``: the loss's derivative times the number of
+            processes, float64 ``[N]``; NaN if none came.
     """
 
     ledger_index: Tensor
@@ -36,12 +43,21 @@ class MicroBatchEvidence:
     logprobs: Tensor
     log_ratio: Tensor
     stored: Tensor
-    weighted_advantage: Tensor
+    loss_weight: Tensor
+    advantage: Tensor
     updates_since_sampling: Tensor
     clipped_low: Tensor
     clipped_high: Tensor
     entropy: Tensor
-    reference_kl: Tensor
+    surprisal_variance: Tensor
+    mass_above: Tensor
+    reference: Tensor
+    gradient: Tensor
+
+    @property
+    def reference_kl(self) -> Tensor:
+        """k3 to the reference, nats, float64 ``[N]``; NaN if the reference was not computed."""
+        return kl_k3(self.logprobs, self.reference)
 
     def __len__(self) -> int:
         return self.logprobs.shape[0]

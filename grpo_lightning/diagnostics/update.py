@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.diagnostics.evidence import MicroBatchEvidence
-from grpo_lightning.functional import PolicyLoss
+from grpo_lightning.functional import PolicyLoss, TokenLogprobs
 from grpo_lightning.rollout.batch import PackedBatch
 
 
@@ -28,6 +28,25 @@ class Update:
     input_tokens: int
     grad_norm: float
 
+    def numbers(self) -> dict[str, float]:
+        """Its numbers under the names that epochs log them by; see ``docs/metrics.md``."""
+        evidence, d = self.evidence, self.evidence.log_ratio
+        numbers = {f"ppo/ratio_{name}": value for name, value in self.ratio.items()}
+        numbers["policy/grad_norm"] = self.grad_norm
+        if not len(evidence):
+            return numbers
+        numbers |= {
+            "ppo/clip_fraction_low": float(evidence.clipped_low.double().mean()),
+            "ppo/clip_fraction_high": float(evidence.clipped_high.double().mean()),
+            "ppo/kl_k3": float((torch.expm1(d) - d).mean()),
+            "ppo/updates_since_sampling": float(evidence.updates_since_sampling.max()),
+            "policy/entropy": float(evidence.entropy.mean()),
+        }
+        fresh = evidence.first_of_rollout & (evidence.updates_since_sampling == 0)
+        if bool(fresh.any()):
+            numbers["mismatch/logprob_abs_mean"] = float(d[fresh].abs().mean())
+        return numbers
+
 
 def gradient_norm(gradients: Iterable[Tensor]) -> float:
     """Norm of all gradients together, summed in float64."""
@@ -35,21 +54,21 @@ def gradient_norm(gradients: Iterable[Tensor]) -> float:
 
 
 def micro_batch_evidence(
-    batch: PackedBatch, logprobs: Tensor, loss: PolicyLoss, entropy: Tensor, reference_kl: Tensor, version: int
+    batch: PackedBatch, current: TokenLogprobs, loss: PolicyLoss, reference: Tensor, version: int
 ) -> MicroBatchEvidence:
     """The evidence of one micro-batch.
 
     Args:
         batch: The micro-batch.
-        logprobs: Current log-probabilities, ``[N]``.
-        loss: What the surrogate computed from them.
-        entropy: Entropies, ``[N]``.
-        reference_kl: KL to the reference, ``[N]``; NaN if it was not computed.
+        current: What the current policy says of its targets.
+        loss: What the surrogate computed from that.
+        reference: Log-probabilities under the reference, ``[N]``; NaN if they were not computed.
         version: The policy's version.
     """
     real = (batch.loss_weight > 0).cpu()
     count = int(real.sum())
 
+    unknown = torch.full((count,), torch.nan, dtype=torch.float64)
     first_row = torch.full_like(batch.ledger_index, torch.iinfo(torch.int64).max)
     first_row.scatter_reduce_(0, batch.sequence_index, batch.ledger_index, "amin")
 
@@ -60,13 +79,17 @@ def micro_batch_evidence(
         ledger_index=keep(batch.ledger_index),
         sequence=keep(first_row[batch.sequence_index]),
         first_of_rollout=torch.full((count,), batch.first_of_rollout),
-        logprobs=keep(logprobs).double(),
+        logprobs=keep(current.logprobs).double(),
         log_ratio=keep(loss.log_ratio).double(),
-        stored=torch.full((count,), torch.nan, dtype=torch.float64),
-        weighted_advantage=keep(batch.loss_weight * batch.advantages).double(),
+        stored=unknown,
+        loss_weight=keep(batch.loss_weight).double(),
+        advantage=keep(batch.advantages).double(),
         updates_since_sampling=version - keep(batch.policy_version),
         clipped_low=keep(loss.clipped_low),
         clipped_high=keep(loss.clipped_high),
-        entropy=keep(entropy).double(),
-        reference_kl=keep(reference_kl).double(),
+        entropy=keep(current.entropy).double(),
+        surprisal_variance=keep(current.surprisal_variance).double(),
+        mass_above=keep(current.mass_above).double(),
+        reference=keep(reference).double(),
+        gradient=unknown,
     )

@@ -20,9 +20,11 @@ class Verdict:
     Attributes:
         check: Name of the check.
         status: Passed, failed, or the data cannot tell.
-        message: What is wrong, or why the data cannot tell.
+        message: What is wrong, or why the data cannot tell and what would decide.
         fix: Where to look and what to do.
         evidence: The measured values and the thresholds they were held against.
+        cause: Name of what is wrong, one of `causes.CAUSES`; empty unless the check failed.
+        ruled_out: Healthy runs that look alike, each with what tells it apart here.
     """
 
     check: str
@@ -30,11 +32,15 @@ class Verdict:
     message: str = ""
     fix: str = ""
     evidence: Mapping[str, float | int | str] = field(default_factory=dict)
+    cause: str = ""
+    ruled_out: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [self.message, *(f"  {name}: {_format(value)}" for name, value in self.evidence.items())]
         if self.fix:
             lines.append(f"Fix: {self.fix}")
+        if self.ruled_out:
+            lines.append(f"Not the cause: {'; '.join(self.ruled_out)}.")
         return "\n".join(lines)
 
 

@@ -3,8 +3,8 @@
 Shapes: ``N`` target tokens, ``H`` hidden size, ``V`` vocabulary, ``C`` chunk size, ``K`` banned tokens.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,27 @@ from torch.utils.checkpoint import checkpoint
 
 DEFAULT_CHUNK_BYTES = 64 * 2**20
 """Size of one chunk of float32 logits. Large enough for efficient matrix products, small beside a model."""
+
+_BLOCK_BYTES = 2**20
+"""On CPUs sums over the vocabulary go through a few lines at a time, which stay in the processor's cache meanwhile.
+Elsewhere so little work a kernel would only cost launches."""
+
+
+class TokenLogprobs(NamedTuple):
+    """What is known of each target token, all ``[N]``, float32 (float64 for float64 input); only the first has a
+    gradient.
+
+    Attributes:
+        logprobs: Log-probability, in nats.
+        entropy: Entropy of its distribution: the mean of ``-log p`` under it, in nats.
+        surprisal_variance: Variance of ``-log p`` under it, in nats squared.
+        mass_above: Probability of all tokens that are likelier than it, in [0, 1).
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    surprisal_variance: Tensor
+    mass_above: Tensor
 
 
 def token_logprobs(
@@ -22,12 +43,14 @@ def token_logprobs(
     temperature: float = 1.0,
     banned_token_ids: Sequence[int] = (),
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target token and the entropy of its distribution.
+) -> TokenLogprobs:
+    """Log-probability of each target token, and of its distribution the entropy and what tests of sampling need.
 
         z[n] = W h[n] / T
         log p(y[n]) = z[n, y[n]] - log sum_v exp(z[n, v])
         H[n] = -sum_v p(v) log p(v)
+        V[n] = sum_v p(v) log^2 p(v) - H[n]^2
+        m[n] = sum_v p(v) [p(v) > p(y[n])]
 
     The sums leave out banned tokens: they have probability 0, as they had when the targets were sampled.
 
@@ -45,10 +68,6 @@ def token_logprobs(
         banned_token_ids: Tokens that the sampler could not choose; none of the targets.
         chunk_bytes: Upper bound for one chunk of logits, in bytes.
 
-    Returns:
-        Log-probabilities and entropies in nats, each ``[N]``, float32 (float64 for float64 input). The
-        entropies carry no gradient.
-
     Raises:
         ValueError: If shapes disagree or the temperature is not positive.
     """
@@ -59,39 +78,88 @@ def token_logprobs(
         )
     if not temperature > 0:
         raise ValueError(f"expected a temperature > 0, but got {temperature}")
-    element = 8 if hidden_NH.dtype == torch.float64 else 4
-    chunk = max(1, chunk_bytes // (head_VH.shape[0] * element))
+    chunk = _chunk_tokens(hidden_NH, head_VH, chunk_bytes)
     banned_K = torch.tensor(banned_token_ids, dtype=torch.int64, device=head_VH.device)
     if head_VH.requires_grad and torch.is_grad_enabled():
         return _trainable_head(hidden_NH, head_VH, targets_N, temperature, banned_K, chunk)
-    logprobs, entropy = _FrozenHead.apply(hidden_NH, head_VH, targets_N, temperature, banned_K, chunk)  # type: ignore[no-untyped-call]
-    return logprobs, entropy
+    return TokenLogprobs(*_FrozenHead.apply(hidden_NH, head_VH, targets_N, temperature, banned_K, chunk))  # type: ignore[no-untyped-call]
+
+
+def log_distributions(
+    hidden_NH: Tensor,
+    head_VH: Tensor,
+    *,
+    temperature: float = 1.0,
+    banned_token_ids: Sequence[int] = (),
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+) -> Iterator[Tensor]:
+    """The whole distributions that `token_logprobs` takes its values from, ``C`` tokens at a time, ``[C, V]``.
+
+    Args:
+        hidden_NH: Final hidden states, shape ``[N, H]``.
+        head_VH: Output embedding, shape ``[V, H]``, same dtype.
+        temperature: Sampling temperature ``T > 0``.
+        banned_token_ids: Tokens that the sampler could not choose.
+        chunk_bytes: Upper bound for one chunk, in bytes.
+    """
+    banned_K = torch.tensor(banned_token_ids, dtype=torch.int64, device=head_VH.device)
+    for hidden_CH in torch.split(hidden_NH, _chunk_tokens(hidden_NH, head_VH, chunk_bytes)):
+        yield _log_softmax(hidden_CH, head_VH, temperature, banned_K)
+
+
+def _chunk_tokens(hidden_NH: Tensor, head_VH: Tensor, chunk_bytes: int) -> int:
+    element = 8 if hidden_NH.dtype == torch.float64 else 4
+    return max(1, chunk_bytes // (head_VH.shape[0] * element))
+
+
+def _log_softmax(hidden_CH: Tensor, head_VH: Tensor, temperature: float, banned_K: Tensor) -> Tensor:
+    """Log-softmax over the vocabulary ``[C, V]``."""
+    logits_CV = torch.nn.functional.linear(hidden_CH, head_VH)
+    logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)) / temperature
+    # Not -inf, whose product with probability 0 would make the entropy NaN; exp() of this is exactly 0 too.
+    logits_CV.index_fill_(1, banned_K, torch.finfo(logits_CV.dtype).min)
+    return torch.log_softmax(logits_CV, dim=-1)
 
 
 def _chunk_logprobs(
     hidden_CH: Tensor, head_VH: Tensor, targets_C: Tensor, temperature: float, banned_K: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Log-softmax over the vocabulary ``[C, V]`` and its value at the targets ``[C]``."""
-    logits_CV = torch.nn.functional.linear(hidden_CH, head_VH)
-    logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)) / temperature
-    # Not -inf, whose product with probability 0 would make the entropy NaN; exp() of this is exactly 0 too.
-    logits_CV.index_fill_(1, banned_K, torch.finfo(logits_CV.dtype).min)
-    logp_CV = torch.log_softmax(logits_CV, dim=-1)
+    logp_CV = _log_softmax(hidden_CH, head_VH, temperature, banned_K)
     return logp_CV, logp_CV.gather(1, targets_C[:, None]).squeeze(1)
 
 
 def _trainable_head(
     hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor, temperature: float, banned_K: Tensor, chunk: int
-) -> tuple[Tensor, Tensor]:
-    def one(hidden_CH: Tensor, head: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+) -> TokenLogprobs:
+    def one(hidden_CH: Tensor, head: Tensor, targets_C: Tensor) -> tuple[Tensor, ...]:
         logp_CV, picked_C = _chunk_logprobs(hidden_CH, head, targets_C, temperature, banned_K)
-        return picked_C, -(logp_CV.detach().exp() * logp_CV.detach()).sum(-1)
+        return picked_C, *_distribution(logp_CV.detach(), logp_CV.detach().exp(), picked_C.detach())
 
     parts = [
         checkpoint(one, h, head_VH, t, use_reentrant=False)
         for h, t in zip(torch.split(hidden_NH, chunk), torch.split(targets_N, chunk), strict=True)
     ]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    return TokenLogprobs(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _distribution(logp_CV: Tensor, probs_CV: Tensor, picked_C: Tensor) -> tuple[Tensor, ...]:
+    """Entropy, variance of the surprisal, and mass above the targets, each ``[C]``."""
+    if logp_CV.device.type != "cpu":
+        return _block_distribution(logp_CV, probs_CV, picked_C)
+    lines = max(1, _BLOCK_BYTES // (logp_CV.shape[1] * logp_CV.element_size()))
+    blocks = zip(*(torch.split(values, lines) for values in (logp_CV, probs_CV, picked_C)), strict=True)
+    return tuple(map(torch.cat, zip(*(_block_distribution(*block) for block in blocks), strict=True)))
+
+
+def _block_distribution(logp_BV: Tensor, probs_BV: Tensor, picked_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for a few lines, with one buffer of their size."""
+    buffer_BV = probs_BV * logp_BV
+    mean_B = buffer_BV.sum(-1)
+    variance_B = (buffer_BV.mul_(logp_BV).sum(-1) - mean_B.square()).clamp_min(0)
+    # 1 where the logprob is larger, else 0; comparisons are several times slower.
+    torch.sub(logp_BV, picked_B[:, None], out=buffer_BV).sign_().clamp_min_(0)
+    return -mean_B, variance_B, buffer_BV.mul_(probs_BV).sum(-1)
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -104,10 +172,10 @@ class _FrozenHead(torch.autograd.Function):
         temperature: float,
         banned_K: Tensor,
         chunk: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
         logprobs_N = hidden_NH.new_empty(hidden_NH.shape[0], dtype=dtype)
-        entropy_N = torch.empty_like(logprobs_N)
+        distribution = tuple(torch.empty_like(logprobs_N) for _ in range(3))
         needs_grad = ctx.needs_input_grad[0]
         jacobian_NH = torch.empty_like(hidden_NH) if needs_grad else None
         for start in range(0, hidden_NH.shape[0], chunk):
@@ -116,17 +184,18 @@ class _FrozenHead(torch.autograd.Function):
                 hidden_NH[part], head_VH, targets_N[part], temperature, banned_K
             )
             probs_CV = logp_CV.exp()
-            entropy_N[part] = -torch.linalg.vecdot(probs_CV, logp_CV)
             if jacobian_NH is not None:
                 mean_CH = probs_CV.to(head_VH.dtype) @ head_VH
                 jacobian_NH[part] = (head_VH[targets_N[part]] - mean_CH) / temperature
+            for whole_N, part_C in zip(distribution, _distribution(logp_CV, probs_CV, logprobs_N[part]), strict=True):
+                whole_N[part] = part_C
         if jacobian_NH is not None:
             ctx.save_for_backward(jacobian_NH)
-        ctx.mark_non_differentiable(entropy_N)
-        return logprobs_N, entropy_N
+        ctx.mark_non_differentiable(*distribution)
+        return logprobs_N, *distribution
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_logprobs_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_logprobs_N: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (jacobian_NH,) = ctx.saved_tensors
         return grad_logprobs_N[:, None].to(jacobian_NH.dtype) * jacobian_NH, None, None, None, None, None

@@ -74,6 +74,10 @@ class EpochStatistics:
         """Add the time of a micro-batch."""
         self._add({"seconds": seconds})
 
+    def add_doctor_seconds(self, seconds: float) -> None:
+        """Add the time of the doctor's checks."""
+        self._add({"doctor_seconds": seconds})
+
     def _add(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._sums[name] += value
@@ -88,6 +92,7 @@ class EpochStatistics:
             "ppo/updates_since_sampling": float(self._max_k),
             "tokens/trained": sums["tokens"],
             "time/train_seconds": sums["seconds"],
+            "time/doctor_seconds": sums["doctor_seconds"],
             "throughput/train_tokens_per_second": sums["input_tokens"] / max(1e-9, sums["seconds"]),
         }
         if sums["reference_tokens"]:

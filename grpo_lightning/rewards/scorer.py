@@ -78,6 +78,11 @@ class Scorer:
         """Name of each reward."""
         return tuple(self._functions)
 
+    @property
+    def plain_names(self) -> tuple[str, ...]:
+        """Name of each reward that is computed by a plain function, not an async one."""
+        return tuple(name for name, f in self._functions.items() if not _is_async(f))
+
     def check(self, task: Task) -> None:
         """Refuse functions that ask for a field that the tasks do not have.
 
@@ -149,6 +154,10 @@ class Scorer:
             return Score(rewards, None, "; ".join(failures))
         values = [self._weights[name] * value for name, value in rewards.items() if value is not None]
         return Score(rewards, math.fsum(values) if values else None)
+
+
+def _is_async(function: RewardFunction) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def _missing_fields(name: str, function: RewardFunction, task: Task) -> list[str]:

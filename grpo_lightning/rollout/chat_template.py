@@ -1,6 +1,7 @@
 """A model's chat template: messages to text, and what it does with tools and with earlier thinking."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from typing import Any
@@ -20,6 +21,34 @@ ANY_USER: Message = {"role": "user", "content": "Question7f3a"}
 
 class TemplateRefusal(ConfigurationError):
     """The chat template cannot show these messages."""
+
+
+@dataclass(frozen=True)
+class TemplateFacts:
+    """What a chat template does.
+
+    Attributes:
+        name: File or model that it comes from.
+        renderings: One conversation, shown several times.
+        asks: Whether it knows ``add_generation_prompt``.
+        generation_prompt: What it puts behind a question to have it answered.
+        end: Text of the special token with which an answer ends; empty if it ends without one.
+        end_id: Id of that token; None without one.
+        stops: Texts that end a completion: those of the stop tokens, and those of the settings.
+    """
+
+    name: str
+    renderings: Sequence[str]
+    asks: bool
+    generation_prompt: str
+    end: str
+    end_id: int | None
+    stops: Sequence[str]
+
+    @property
+    def end_stops(self) -> bool:
+        """Whether a completion is over where the template says that the answer is."""
+        return not self.end or any(stop in self.end or self.end in stop for stop in self.stops)
 
 
 class ChatTemplate:

@@ -167,6 +167,27 @@ class TurnRenderer:
         end = gap[: gap.index(token) + len(token)]
         return Technique(kind, shape, token, opens=not self._ends_last_turn(end, shape, message, tools))
 
+    def end_of_last_answer(self) -> str:
+        """The stop token, or else the first special one, behind an answer that nothing follows; empty without one.
+
+        Some templates leave the last answer open; the end that they show before a further question counts then.
+        """
+        sentinels = _Sentinels(_MARK)
+        try:
+            text = self._template.render(
+                [ANY_USER, {"role": "assistant", "content": sentinels.content}], generation_prompt=False
+            )
+        except TemplateRefusal:
+            return ""
+        behind = sentinels.cut(text)
+        if behind is not None and (token := self._first_token(behind.text, None)):
+            return token
+        try:
+            technique = self.technique("user")
+        except ConfigurationError:
+            return ""
+        return "" if technique.opens else technique.token or ""
+
     def _end_of_answer(self, tools: Tools) -> str | None:
         try:
             return self.technique("user", tools).token

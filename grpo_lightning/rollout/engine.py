@@ -44,8 +44,24 @@ class EngineSpec:
     seed: int = 0
 
 
+class Generates(Protocol):
+    """What plays episodes needs no more of an engine than this."""
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingSettings,
+        *,
+        seed: int | None = None,
+        adapter: Adapter = CURRENT,
+        cache_salt: str | None = None,
+    ) -> Generation:
+        """Sample one completion. Requests with different ``cache_salt`` never share cached prefixes."""
+        ...
+
+
 @runtime_checkable
-class RolloutEngine(Protocol):
+class RolloutEngine(Generates, Protocol):
     """Token ids in, token ids and logprobs out; adapters loaded at run time.
 
     Many `generate` calls may be in flight at once; the engine batches them. All coroutines run on the engine's
@@ -71,18 +87,6 @@ class RolloutEngine(Protocol):
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the engine's loop and wait for it."""
-        ...
-
-    async def generate(
-        self,
-        prompt_ids: Sequence[int],
-        params: SamplingSettings,
-        *,
-        seed: int | None = None,
-        adapter: Adapter = CURRENT,
-        cache_salt: str | None = None,
-    ) -> Generation:
-        """Sample one completion. Requests with different ``cache_salt`` never share cached prefixes."""
         ...
 
     async def score(self, token_ids: Sequence[int], *, adapter: Adapter = CURRENT) -> list[float]:

@@ -15,9 +15,10 @@ from grpo_lightning.envs.environment import Environment, EnvironmentFactory, Inv
 from grpo_lightning.envs.kinds import factory_for
 from grpo_lightning.errors import ConfigurationError, RewardError
 from grpo_lightning.rewards.scorer import RESERVED_NAMES, Scorer, metric_name
-from grpo_lightning.rollout.engine import RolloutEngine
+from grpo_lightning.rollout.engine import Generates
 from grpo_lightning.rollout.episode import ENVIRONMENT_REWARD, Episode, EpisodeStatus, Turn
 from grpo_lightning.rollout.episode_settings import EpisodeSettings
+from grpo_lightning.rollout.generation_record import GenerationRecord
 from grpo_lightning.rollout.guarded_environment import EnvironmentFault, GuardedEnvironment
 from grpo_lightning.rollout.ledger import NO_VERSION, Ledger, Source
 from grpo_lightning.rollout.prompts import PromptEncoder
@@ -61,9 +62,10 @@ class Player:
         max_context: Longest context in tokens.
         environments: How environments are made, by `Task.env`.
         seed_key: Names this rollout; with task, sample and turn it gives each request its seed.
+        record: Takes note of the prompts.
     """
 
-    engine: RolloutEngine
+    engine: Generates
     encoder: PromptEncoder
     sampling: SamplingSettings
     scorer: Scorer
@@ -71,6 +73,7 @@ class Player:
     max_context: int
     environments: Mapping[str, EnvironmentFactory]
     seed_key: str
+    record: GenerationRecord | None = None
     _scoring: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(_CONCURRENT_SCORES))
     _open: dict[str, asyncio.Semaphore] = field(init=False, default_factory=dict)
     _playing: dict[int, Environment] = field(init=False, default_factory=dict)
@@ -127,6 +130,8 @@ class Player:
         tools = ToolUse.of(observation, self.encoder)
         messages = tools.opening(observation.messages, self.encoder)
         ledger = Ledger.of_prompt(self.encoder.prompt(task.id, messages, tools.for_template))
+        if self.record is not None:
+            self.record.begin(task.id, ledger.prompt_ids)
         limit = self.settings.timeout
         status: EpisodeStatus | None = "truncated" if observation.terminated or observation.truncated else None
         return _Position(

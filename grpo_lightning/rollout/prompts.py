@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.rollout.chat_template import ChatTemplate, TemplateRefusal, Tools
+from grpo_lightning.rollout.chat_template import ANY_USER, ChatTemplate, TemplateFacts, TemplateRefusal, Tools
 from grpo_lightning.rollout.continuation import Continuation, TurnRenderer
 from grpo_lightning.rollout.turn_check import TurnCheck
 from grpo_lightning.rollout.types import Message, Task
@@ -255,6 +255,29 @@ class PromptEncoder:
     def strips_thinking(self) -> bool:
         """Whether the chat template leaves out what the assistant thought in earlier turns."""
         return self._template is not None and self._template.strips_thinking
+
+    def template_facts(self, stop: Sequence[str] = ()) -> TemplateFacts | None:
+        """What the chat template does with one question and its answer; None for plain prompts.
+
+        Args:
+            stop: Texts that end a completion, beside the stop tokens.
+
+        Raises:
+            ConfigurationError: If the template refuses a question.
+        """
+        if self._template is None or self._turns is None:
+            return None
+        question = self.with_system_prompt([ANY_USER])
+        end = self._turns.end_of_last_answer()
+        return TemplateFacts(
+            name=self._template.name,
+            renderings=[self._template.render(question) for _ in range(2)],
+            asks="add_generation_prompt" in self._template.text,
+            generation_prompt=self._template.generation_prompt,
+            end=end,
+            end_id=self._tokenizer.convert_tokens_to_ids(end) if end else None,
+            stops=(*self._tokenizer.convert_ids_to_tokens(list(self.stop_token_ids)), *stop),
+        )
 
     def check_turns(self, tools: Tools = (), roles: Sequence[str] = ("user",)) -> None:
         """Try whether the chat template can be used turn by turn.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.episode import Group, ledgers_of
+from grpo_lightning.rollout.generation_record import GenerationRecord
 from grpo_lightning.rollout.micro_batches import Layout, cut
 from grpo_lightning.rollout.packing import TokenWeights
 from grpo_lightning.rollout.types import SamplingSettings
@@ -44,6 +45,8 @@ class Rollout:
         batches: This process's micro-batches of the whole epoch, in training order.
         stored: The engine's logprobs of all ledger rows (NaN where nothing was sampled), kept apart from the batches
             that the loss sees, float64; empty in all processes but the first.
+        record: What the engine returned for it; None in all processes but the first, and where it was restored from a
+            checkpoint.
     """
 
     origin: Origin
@@ -51,6 +54,7 @@ class Rollout:
     groups: tuple[Group, ...]
     batches: tuple[PackedBatch, ...]
     stored: Tensor
+    record: GenerationRecord | None = None
 
     def stored_logprobs(self, ledger_index: Tensor) -> Tensor:
         """The engine's logprobs of sampled tokens.
@@ -73,12 +77,18 @@ def make_rollouts(
     layout: Layout,
     token_weights: TokenWeights,
     sampling: SamplingSettings,
+    record: GenerationRecord | None = None,
 ) -> list[Rollout]:
-    """A rollout for each process; samples and ledger in the first alone. Arguments as in `micro_batches.cut`."""
+    """A rollout for each process; samples, ledger and record in the first alone.
+
+    Arguments as in `micro_batches.cut` and `Rollout`.
+    """
     parts = cut(groups, layout, token_weights, sampling)
     columns = [ledger.logprobs for ledger in ledgers_of(groups)]
     stored = torch.from_numpy(np.concatenate(columns))
     return [
-        Rollout(origin, layout, tuple(groups) if rank == 0 else (), batches, stored if rank == 0 else stored[:0])
+        Rollout(origin, layout, tuple(groups), batches, stored, record)
+        if rank == 0
+        else Rollout(origin, layout, (), batches, stored[:0])
         for rank, batches in enumerate(parts)
     ]

@@ -12,6 +12,7 @@ from grpo_lightning.rollout.collector import Finished, collect
 from grpo_lightning.rollout.engine import RolloutEngine
 from grpo_lightning.rollout.episode import Group
 from grpo_lightning.rollout.episode_settings import EpisodeSettings
+from grpo_lightning.rollout.generation_record import GenerationRecord, NotedEngine
 from grpo_lightning.rollout.player import Player
 from grpo_lightning.rollout.progress import rollout_bar
 from grpo_lightning.rollout.prompts import PromptEncoder
@@ -71,6 +72,7 @@ class Sampler:
         temperature: float,
         key: object,
         trainer_bar: Any,
+        record: GenerationRecord | None = None,
     ) -> list[Group]:
         """Play and score every task.
 
@@ -82,6 +84,7 @@ class Sampler:
             temperature: Sampling temperature; 0 is greedy.
             key: Names this rollout; its episodes' seeds depend on it.
             trainer_bar: The Trainer's progress bar.
+            record: Takes note of what the engine returns.
 
         Raises:
             EngineDiedError: If the engine died more often than it may be started again.
@@ -94,7 +97,7 @@ class Sampler:
                     self.sync()
                     served = True
                     # Fresh for each attempt: what it holds belongs to the engine's event loop.
-                    player = self._player(scorer, temperature, key)
+                    player = self._player(scorer, temperature, key, record)
                     groups = self.engine.run(
                         collect(player, tasks, samples_per_task=samples, finished=finished, on_episode=on_episode)
                     )
@@ -117,9 +120,9 @@ class Sampler:
         report_broken(title, groups)
         return groups
 
-    def _player(self, scorer: Scorer, temperature: float, key: object) -> Player:
+    def _player(self, scorer: Scorer, temperature: float, key: object, record: GenerationRecord | None) -> Player:
         return Player(
-            engine=self.engine,
+            engine=self.engine if record is None else NotedEngine(self.engine, record),
             encoder=self.encoder,
             sampling=self.settings(temperature),
             scorer=scorer,
@@ -127,6 +130,7 @@ class Sampler:
             max_context=self.max_context,
             environments=self.environments,
             seed_key=f"{self.seed}/{key}",
+            record=record,
         )
 
 

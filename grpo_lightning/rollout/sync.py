@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def sync_engine(engine: RolloutEngine, module: "GRPOModule", sync: "LoRAWeightSync | None") -> float:
-    """Make the engine serve the module's current policy. Idempotent.
+    """Make the engine serve the module's current policy, or one no older than was declared. Idempotent.
 
     Args:
         engine: A started engine.
@@ -23,16 +23,24 @@ def sync_engine(engine: RolloutEngine, module: "GRPOModule", sync: "LoRAWeightSy
         Seconds that publishing took.
 
     Raises:
-        StaleRolloutError: If the engine is still behind afterwards.
+        StaleRolloutError: If the engine is still too far behind afterwards.
     """
+    max_lag = 0 if sync is None else sync.max_lag
+
+    def is_fresh() -> bool:
+        served = engine.policy_version
+        return served >= 0 and 0 <= module.policy_version - served <= max_lag
+
     engine.wait_until_ready()
     begin = time.perf_counter()
-    if engine.policy_version != module.policy_version and sync is not None:
+    if not is_fresh() and sync is not None:
         sync.publish(module, engine)
-    if engine.policy_version != module.policy_version:
+    if not is_fresh():
         raise StaleRolloutError(
             f"the engine serves policy version {engine.policy_version}, but the trainer is at version "
-            f"{module.policy_version}: training on its samples would be off-policy without a sign. "
+            f"{module.policy_version}"
+            + (f" and may be ahead by {max_lag}" if max_lag else "")
+            + ": training on its samples would be off-policy without a sign. "
             + (
                 "The Trainer has no LoRAWeightSync callback; add one."
                 if sync is None

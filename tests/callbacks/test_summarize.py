@@ -14,6 +14,7 @@ def epoch(number, **changes):
         "time/rollout_seconds": 2.0 * number,
         "time/train_seconds": 3.0,
         "time/sync_seconds": 0.25,
+        "time/doctor_seconds": 0.5,
         "tokens/sampled": 100.0 * number,
         "tokens/trained": 60.0,
         "ppo/ratio_mean": 1.0 + 0.001 * number,
@@ -37,7 +38,7 @@ def test_every_number():
         "accuracy_after": 0.75,
         "reward_first": pytest.approx(0.1),
         "reward_last": pytest.approx(0.3),
-        "seconds": {"total": 30.0, "rollout": 12.0, "train": 9.0, "sync": 0.75, "other": 8.25},
+        "seconds": {"total": 30.0, "rollout": 12.0, "train": 9.0, "sync": 0.75, "doctor": 1.5, "other": 6.75},
         "tokens_per_second": {"rollout": 600 / 12, "train_sampled": 180 / 9},
         "ratio_last_epoch": {
             "mean": pytest.approx(1.003),
@@ -70,13 +71,15 @@ def test_accuracy_before_and_after(accuracies, before, after):
 
 def test_phases_and_the_rest_are_the_whole():
     seconds = summarize(EPOCHS, [], 100.0)["seconds"]
-    assert seconds["rollout"] + seconds["train"] + seconds["sync"] + seconds["other"] == pytest.approx(100.0)
+    assert seconds["rollout"] + seconds["train"] + seconds["sync"] + seconds["doctor"] + seconds[
+        "other"
+    ] == pytest.approx(100.0)
 
 
 def test_missing_times_count_as_nothing():
     bare = {n: v for n, v in epoch(1).items() if not n.startswith(("time/", "tokens/"))}
     result = summarize([bare], [], 5.0)
-    assert result["seconds"] == {"total": 5.0, "rollout": 0, "train": 0, "sync": 0, "other": 5.0}
+    assert result["seconds"] == {"total": 5.0, "rollout": 0, "train": 0, "sync": 0, "doctor": 0, "other": 5.0}
     assert result["tokens_per_second"] == {"rollout": 0, "train_sampled": 0}
 
 

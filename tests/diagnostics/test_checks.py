@@ -6,23 +6,18 @@ import pytest
 import torch
 
 from grpo_lightning.diagnostics import MicroBatchEvidence, Status, Verdict
-from grpo_lightning.diagnostics.checks import (
+from grpo_lightning.diagnostics.checks.common import MIN_TOKENS
+from grpo_lightning.diagnostics.checks.mismatch import (
     HALF_SERVED,
-    MIN_TOKENS,
     MISMATCH_FACTOR,
-    MISMATCH_MIN,
-    STORED_TOLERANCE,
     UNKNOWN_NOISE,
-    check_alignment,
-    check_finite,
-    check_gradient,
     check_mismatch,
-    check_moved,
-    check_ratio,
-    check_sampler,
     check_served_adapter,
-    check_stored,
 )
+from grpo_lightning.diagnostics.checks.numbers import check_finite, check_gradient
+from grpo_lightning.diagnostics.checks.ratio import check_ratio
+from grpo_lightning.diagnostics.checks.step import check_moved
+from grpo_lightning.diagnostics.checks.stored import STORED_TOLERANCE, check_alignment, check_sampler, check_stored
 
 FLOAT32, BFLOAT16 = 1e-5, 5e-2
 """Typical difference, in nats, between the trainer's logprobs and those of an engine in this precision."""
@@ -66,12 +61,16 @@ class Draw:
             logprobs=c.double(),
             log_ratio=log_ratio.double(),
             stored=s.double(),
-            weighted_advantage=torch.ones(n, dtype=torch.float64),
+            loss_weight=torch.ones(n, dtype=torch.float64),
+            advantage=torch.ones(n, dtype=torch.float64),
             updates_since_sampling=torch.full((n,), self.k),
             clipped_low=torch.zeros(n, dtype=torch.bool),
             clipped_high=torch.zeros(n, dtype=torch.bool),
             entropy=torch.ones(n, dtype=torch.float64),
-            reference_kl=torch.full((n,), torch.nan, dtype=torch.float64),
+            surprisal_variance=torch.ones(n, dtype=torch.float64),
+            mass_above=torch.zeros(n, dtype=torch.float64),
+            reference=torch.full((n,), torch.nan, dtype=torch.float64),
+            gradient=torch.full((n,), torch.nan, dtype=torch.float64),
         )
 
     def base(self, distance):
@@ -307,6 +306,12 @@ def test_copied_logprobs_are_found(noise):
     assert verdict.evidence["equal"] == verdict.evidence["uncertain tokens"] == int((draw.c < -0.01).sum())
 
 
+def test_equal_logprobs_say_nothing_where_both_may_compute_alike():
+    draw = healthy(BFLOAT16)
+    assert_no_power(check_sampler(draw.evidence(s=draw.c), alike=True), "where both compute alike")
+    assert check_sampler(draw.evidence(s=torch.zeros(160)), alike=True).cause == "logprobs_zero"
+
+
 def test_some_equal_logprobs_are_chance():
     draw = healthy(FLOAT32)
     s = torch.where(torch.arange(160) < 150, draw.c, draw.s)
@@ -464,7 +469,7 @@ def test_mismatch_against_the_first_rollout(noise):
     first = check_mismatch(draw.evidence(), None, 0.5)
     assert first.status is Status.PASS
     assert first.evidence["mismatch RMS"] == pytest.approx(rms, rel=1e-6)
-    limit = min(0.5, max(MISMATCH_FACTOR * rms, MISMATCH_MIN))
+    limit = min(0.5, max(MISMATCH_FACTOR * rms, 1e-3))
     for factor, status in ((0.95, Status.PASS), (1.05, Status.FAIL)):
         s = draw.c + factor * limit * (-1.0) ** torch.arange(160)
         verdict = check_mismatch(draw.evidence(s=s), rms, 0.5)
@@ -504,6 +509,13 @@ def test_only_fresh_and_known_tokens_are_judged(check):
     assert_no_power(check(mixed), reason)
 
 
+def test_a_resume_on_coarser_hardware_is_no_other_weights():
+    coarse = healthy(5e-2).evidence()
+    assert check_mismatch(coarse, FLOAT32, 0.5).cause == "other_weights"
+    assert check_mismatch(coarse, FLOAT32, 0.5, 5e-2).status is Status.PASS
+    assert check_mismatch(coarse, 5e-2, 0.5, FLOAT32).status is Status.PASS
+
+
 def test_garbage_on_the_first_rollout_is_found():
     draw = healthy(BFLOAT16)
     verdict = check_mismatch(draw.evidence(s=draw.s.roll(40)), None, 0.5)
@@ -524,8 +536,9 @@ def test_a_policy_that_is_certain_of_its_tokens_cannot_show_a_spread():
 DETAILS = {"mean": 1.0, "min": 0.75, "max": 1.25}
 
 
-def ratio(std, k, drift, *, count=160, strict=False):
-    return check_ratio(std, count, k, drift, uncertain=100, min_std=1e-4, strict=strict, details=DETAILS)
+def ratio(std, k, drift, *, count=160, strict=False, mean=1.0):
+    details = DETAILS | {"mean": mean}
+    return check_ratio(std, count, k, drift, uncertain=100, min_std=1e-4, strict=strict, details=details)
 
 
 def test_a_stuck_policy_is_found():
@@ -542,6 +555,17 @@ def test_a_stuck_policy_is_found():
             f"updates since sampling: {k}",
             "expected drift (nats): 0.01",
         )
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e-7])
+def test_ratios_of_a_policy_that_fell_apart_are_near_zero_and_not_alike(mean):
+    assert ratio(7 * mean, 3, 1000.0, mean=mean).status is Status.PASS
+    assert ratio(7 * mean, 3, 1000.0, mean=mean, strict=True).status is Status.FAIL
+
+
+@pytest.mark.parametrize("mean", [0.5, 2.0])
+def test_ratios_stuck_beside_one_are_degenerate_as_well(mean):
+    assert ratio(2e-5, 3, 1.0, mean=mean).status is Status.FAIL
 
 
 @pytest.mark.parametrize("k", [0, 1, 5])

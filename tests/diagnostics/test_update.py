@@ -5,7 +5,7 @@ import torch
 from fakes import make_row
 
 from grpo_lightning.diagnostics.update import gradient_norm, micro_batch_evidence
-from grpo_lightning.functional import PolicyLoss
+from grpo_lightning.functional import PolicyLoss, TokenLogprobs
 from grpo_lightning.rollout.ledger import Ledger, Source
 from grpo_lightning.rollout.packing import PackedSequence, Row, filler_row, pack
 
@@ -15,7 +15,8 @@ def evidence_of(batch, version=7):
     values = torch.arange(n, dtype=torch.float32)
     no = torch.zeros(n, dtype=torch.bool)
     loss = PolicyLoss(loss=values.sum(), log_ratio=values / 10, clipped_low=no, clipped_high=~no)
-    return micro_batch_evidence(batch, -values, loss, values + 1, torch.full((n,), torch.nan), version)
+    current = TokenLogprobs(-values, values + 1, values, values / 10)
+    return micro_batch_evidence(batch, current, loss, torch.full((n,), torch.nan), version)
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_sequences_are_named_by_the_ledger_row_of_their_first_sampled_token(rows
     evidence = evidence_of(pack(rows, 1.0).replace(first_of_rollout=True))
     assert evidence.ledger_index.tolist() == [104, 105, 108, 42]
     assert evidence.sequence.tolist() == [104, 104, 104, 42]
-    assert evidence.weighted_advantage.tolist() == [0.125, 0.125, -0.375, 1.0]
+    assert (evidence.loss_weight * evidence.advantage).tolist() == [0.125, 0.125, -0.375, 1.0]
     assert evidence.updates_since_sampling.tolist() == [2, 2, 1, 1]
     assert evidence.first_of_rollout.all()
     assert evidence.stored.isnan().all()

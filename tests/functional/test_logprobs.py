@@ -7,7 +7,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from grpo_lightning.functional import token_logprobs
+import grpo_lightning.functional.logprobs as logprobs_module
+from grpo_lightning.functional import log_distributions, token_logprobs
 
 TWO_LINES = 2 * 11 * 8
 """Bytes of two lines of float64 logits over the vocabulary of `problem`."""
@@ -22,7 +23,7 @@ def problem(n=7, h=5, v=11, seed=0, dtype=torch.float64, scale=1.0):
 
 
 def oracle(hidden, head, targets, temperature):
-    """Log-probabilities, entropies and the gradients of each log-probability, by loops over floats."""
+    """What `token_logprobs` knows and the gradients of each log-probability, by loops over floats."""
     result = []
     for line, target in zip(hidden, targets, strict=True):
         logits = [math.fsum(a * b for a, b in zip(line, row, strict=True)) / temperature for row in head]
@@ -37,8 +38,16 @@ def oracle(hidden, head, targets, temperature):
         ]
         # d logp[target] / d head[v] = (1[v = target] - pi_v) * hidden / T
         wrt_head = [[((v == target) - math.exp(lp)) * x / temperature for x in line] for v, lp in enumerate(logp)]
-        result.append((logp[target], entropy, wrt_hidden, wrt_head))
+        variance = math.fsum(math.exp(lp) * (-lp - entropy) ** 2 for lp in logp)
+        above = math.fsum(math.exp(lp) for lp in logp if lp > logp[target])
+        result.append((logp[target], entropy, variance, above, wrt_hidden, wrt_head))
     return result
+
+
+def assert_equals(computed, expected):
+    """All four outputs, against lines of the oracle."""
+    for name, values, column in zip(computed._fields, computed, zip(*expected, strict=True), strict=False):
+        assert values.tolist() == pytest.approx(list(column), rel=1e-11, abs=1e-13), name
 
 
 def plain(hidden, head, targets, temperature):
@@ -50,26 +59,43 @@ def test_golden_numbers():
     # Logits ln 1, ln 2, ln 5: probabilities 1/8, 2/8, 5/8.
     head = torch.tensor([[0.0], [math.log(2)], [math.log(5)]], dtype=torch.float64)
     hidden = torch.ones(3, 1, dtype=torch.float64)
-    logprobs, entropy = token_logprobs(hidden, head, torch.tensor([0, 1, 2]))
+    logprobs, entropy, variance, above = token_logprobs(hidden, head, torch.tensor([0, 1, 2]))
     assert logprobs.tolist() == pytest.approx(
         [-2.0794415416798357, -1.3862943611198906, -0.4700036292457356], rel=1e-14
     )
     expected = math.log(8) / 8 + math.log(4) / 4 + math.log(8 / 5) * 5 / 8
     assert entropy.tolist() == pytest.approx([expected] * 3, rel=1e-14)
+    squares = math.log(8) ** 2 / 8 + math.log(4) ** 2 / 4 + math.log(8 / 5) ** 2 * 5 / 8
+    assert variance.tolist() == pytest.approx([squares - expected**2] * 3, rel=1e-13)
+    assert variance[0].item() == pytest.approx(0.34856632892066, rel=1e-12)
+    assert above.tolist() == pytest.approx([7 / 8, 5 / 8, 0], rel=1e-14)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_no_mass_is_above_the_likeliest_and_equals_are_not_above_each_other(trainable):
+    head = torch.tensor([[1.0], [1.0], [0.0], [0.0]], requires_grad=trainable)
+    *_, variance, above = token_logprobs(torch.full((4, 1), 0.5), head, torch.arange(4))
+    assert above[:2].tolist() == [0, 0]
+    assert above[2:].tolist() == pytest.approx([1 / (1 + math.exp(-0.5))] * 2, rel=1e-6)
+    # Two kinds of tokens, 0.5 nats apart.
+    p = 1 / (1 + math.exp(-0.5))
+    assert variance.tolist() == pytest.approx([p * (1 - p) / 4] * 4, rel=1e-5)
 
 
 def test_golden_temperature():
     # Half the temperature squares the odds: 1, 4, 25 of 30. Twice the temperature takes their roots: 1 : 2 : 5.
     head = torch.tensor([[0.0], [math.log(2)], [math.log(5)]], dtype=torch.float64)
-    cold, _ = token_logprobs(torch.ones(3, 1, dtype=torch.float64), head, torch.arange(3), temperature=0.5)
+    cold, *_ = token_logprobs(torch.ones(3, 1, dtype=torch.float64), head, torch.arange(3), temperature=0.5)
     assert cold.exp().tolist() == pytest.approx([1 / 30, 4 / 30, 25 / 30], rel=1e-14)
-    warm, _ = token_logprobs(torch.full((3, 1), 2.0, dtype=torch.float64), head, torch.arange(3), temperature=2.0)
+    warm, *_ = token_logprobs(torch.full((3, 1), 2.0, dtype=torch.float64), head, torch.arange(3), temperature=2.0)
     assert warm.exp().tolist() == pytest.approx([1 / 8, 2 / 8, 5 / 8], rel=1e-14)
 
 
 def test_uniform_distribution_has_entropy_log_v():
-    _, entropy = token_logprobs(torch.zeros(2, 3), torch.ones(50, 3), torch.tensor([0, 49]))
+    _, entropy, variance, above = token_logprobs(torch.zeros(2, 3), torch.ones(50, 3), torch.tensor([0, 49]))
     assert entropy.tolist() == pytest.approx([math.log(50)] * 2, rel=1e-6)
+    assert variance.tolist() == pytest.approx([0] * 2, abs=1e-5)
+    assert above.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("trainable", [False, True])
@@ -79,17 +105,16 @@ def test_equals_the_oracle(trainable, temperature, chunk_bytes):
     hidden, head, targets = problem()
     hidden.requires_grad_()
     head.requires_grad_(trainable)
-    logprobs, entropy = token_logprobs(hidden, head, targets, temperature=temperature, chunk_bytes=chunk_bytes)
+    computed = token_logprobs(hidden, head, targets, temperature=temperature, chunk_bytes=chunk_bytes)
     weight = [0.3, -1.0, 2.0, 0.0, 0.7, -0.2, 1.1]
-    (torch.tensor(weight, dtype=torch.float64) * logprobs).sum().backward()
+    (torch.tensor(weight, dtype=torch.float64) * computed.logprobs).sum().backward()
     expected = oracle(hidden.tolist(), head.tolist(), targets.tolist(), temperature)
-    assert logprobs.tolist() == pytest.approx([e[0] for e in expected], rel=1e-12)
-    assert entropy.tolist() == pytest.approx([e[1] for e in expected], rel=1e-12)
-    for n, (_, _, wrt_hidden, _) in enumerate(expected):
+    assert_equals(computed, expected)
+    for n, (*_, wrt_hidden, _) in enumerate(expected):
         assert hidden.grad[n].tolist() == pytest.approx([weight[n] * g for g in wrt_hidden], rel=1e-10, abs=1e-14)
     if trainable:
         for v, j in ((v, j) for v in range(head.shape[0]) for j in range(head.shape[1])):
-            total = math.fsum(w * e[3][v][j] for w, e in zip(weight, expected, strict=True))
+            total = math.fsum(w * e[-1][v][j] for w, e in zip(weight, expected, strict=True))
             assert head.grad[v, j].item() == pytest.approx(total, rel=1e-10, abs=1e-14)
     else:
         assert head.grad is None
@@ -112,17 +137,14 @@ def test_banned_tokens_are_not_in_the_vocabulary(trainable, chunk_bytes):
     hidden, head, targets, kept, places = without_banned()
     hidden.requires_grad_()
     head.requires_grad_(trainable)
-    logprobs, entropy = token_logprobs(
-        hidden, head, targets, temperature=0.7, banned_token_ids=BANNED, chunk_bytes=chunk_bytes
-    )
-    logprobs.sum().backward()
+    computed = token_logprobs(hidden, head, targets, temperature=0.7, banned_token_ids=BANNED, chunk_bytes=chunk_bytes)
+    computed.logprobs.sum().backward()
     expected = oracle(hidden.tolist(), head[kept].tolist(), places.tolist(), 0.7)
-    assert logprobs.tolist() == pytest.approx([e[0] for e in expected], rel=1e-12)
-    assert entropy.tolist() == pytest.approx([e[1] for e in expected], rel=1e-12)
-    for line, (_, _, wrt_hidden, _) in zip(hidden.grad, expected, strict=True):
+    assert_equals(computed, expected)
+    for line, (*_, wrt_hidden, _) in zip(hidden.grad, expected, strict=True):
         assert line.tolist() == pytest.approx(wrt_hidden, rel=1e-10, abs=1e-14)
     if trainable:
-        wrt_head = torch.tensor([e[3] for e in expected], dtype=torch.float64).sum(0)
+        wrt_head = torch.tensor([e[-1] for e in expected], dtype=torch.float64).sum(0)
         torch.testing.assert_close(head.grad[kept], wrt_head, rtol=1e-10, atol=1e-14)
         assert not head.grad[list(BANNED)].any()
 
@@ -141,11 +163,11 @@ def test_gradients_with_banned_tokens(trainable):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_banned_tokens_in_low_precision(dtype):
     hidden, head, targets, kept, places = without_banned()
-    logprobs, entropy = token_logprobs(
+    computed = token_logprobs(
         hidden.to(dtype).requires_grad_(), head.to(dtype), targets, temperature=0.01, banned_token_ids=BANNED
     )
     expected = token_logprobs(hidden.to(dtype), head.to(dtype)[kept], places, temperature=0.01)
-    torch.testing.assert_close((logprobs.detach(), entropy), expected)
+    torch.testing.assert_close(tuple(t.detach() for t in computed), tuple(expected))
 
 
 @pytest.mark.parametrize("trainable", [False, True])
@@ -158,7 +180,7 @@ def test_equals_the_full_log_softmax(trainable, dtype, tolerance):
         h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_(trainable)
         # Seven lines a chunk: eight chunks, the last one shorter.
         kwargs = {"chunk_bytes": 7 * 301 * h.element_size()} if function is token_logprobs else {}
-        logprobs, entropy = function(h, w, targets, temperature=0.7, **kwargs)
+        logprobs, entropy, *_ = function(h, w, targets, temperature=0.7, **kwargs)
         (weight * logprobs).sum().backward()
         results.append((logprobs.detach(), entropy.detach(), h.grad, w.grad if trainable else torch.zeros(())))
     for expected, got in zip(*results, strict=True):
@@ -184,17 +206,17 @@ def test_gradcheck_of_the_head_alone():
 
 
 @pytest.mark.parametrize("trainable", [False, True])
-def test_entropies_carry_no_gradient(trainable):
+def test_only_logprobs_carry_a_gradient(trainable):
     hidden, head, targets = problem()
-    logprobs, entropy = token_logprobs(hidden.requires_grad_(), head.requires_grad_(trainable), targets)
+    logprobs, *others = token_logprobs(hidden.requires_grad_(), head.requires_grad_(trainable), targets)
     assert logprobs.requires_grad
-    assert not entropy.requires_grad
+    assert not any(values.requires_grad for values in others)
 
 
 def test_without_gradients_nothing_is_kept():
     hidden, head, targets = problem()
     with torch.no_grad():
-        logprobs, _ = token_logprobs(hidden.requires_grad_(), head.requires_grad_(), targets)
+        logprobs, *_ = token_logprobs(hidden.requires_grad_(), head.requires_grad_(), targets)
     assert logprobs.grad_fn is None
     torch.testing.assert_close(logprobs, plain(hidden, head, targets, 1.0)[0].detach())
 
@@ -203,7 +225,7 @@ def test_without_gradients_nothing_is_kept():
 def test_bfloat16_is_normalised_in_float32(trainable):
     hidden, head, targets = problem(n=9, h=8, v=50, dtype=torch.bfloat16)
     hidden.requires_grad_()
-    logprobs, entropy = token_logprobs(hidden, head.requires_grad_(trainable), targets, chunk_bytes=4 * 50 * 2)
+    logprobs, entropy, *_ = token_logprobs(hidden, head.requires_grad_(trainable), targets, chunk_bytes=4 * 50 * 2)
     assert logprobs.dtype == entropy.dtype == torch.float32
     logits = torch.nn.functional.linear(hidden, head).float()
     expected = torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1)
@@ -216,11 +238,41 @@ def test_bfloat16_is_normalised_in_float32(trainable):
     torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("trainable", [False, True])
+def test_distributions_in_low_precision(dtype, trainable):
+    hidden, head, targets = problem(n=40, h=16, v=301, seed=5, dtype=dtype, scale=0.5)
+    computed = token_logprobs(hidden, head.requires_grad_(trainable), targets, temperature=0.7)
+    # The logits are what they are in this dtype; what follows from them is exact to float32's rounding.
+    logp = torch.log_softmax(torch.nn.functional.linear(hidden, head).double() / 0.7, -1)
+    p, picked = logp.exp(), logp.gather(1, targets[:, None])
+    entropy = -(p * logp).sum(-1)
+    variance = (p * (logp + entropy[:, None]).square()).sum(-1)
+    above = (p * (logp > picked)).sum(-1)
+    assert all(values.dtype == torch.float32 for values in computed)
+    torch.testing.assert_close(computed.entropy.double(), entropy, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(computed.surprisal_variance.double(), variance, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(computed.mass_above.double(), above, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("banned", [(), BANNED])
+@pytest.mark.parametrize("chunk_bytes", [1, TWO_LINES, 10**6])
+def test_whole_distributions_hold_the_logprobs_of_the_targets(banned, chunk_bytes):
+    hidden, head, targets, *_ = without_banned()
+    settings = {"temperature": 0.7, "banned_token_ids": banned}
+    whole = torch.cat(list(log_distributions(hidden, head, chunk_bytes=chunk_bytes, **settings)))
+    assert whole.shape == (7, 11)
+    assert whole.exp().sum(-1).tolist() == pytest.approx([1] * 7, rel=1e-12)
+    assert not whole.exp()[:, list(banned)].any()
+    picked = whole.gather(1, targets[:, None]).squeeze(1)
+    torch.testing.assert_close(picked, token_logprobs(hidden, head, targets, **settings).logprobs)
+
+
 @pytest.mark.parametrize("trainable", [False, True])
 def test_no_tokens(trainable):
     hidden = torch.zeros(0, 4, requires_grad=True)
     head = torch.ones(6, 4, requires_grad=trainable)
-    logprobs, entropy = token_logprobs(hidden, head, torch.zeros(0, dtype=torch.int64))
+    logprobs, entropy, *_ = token_logprobs(hidden, head, torch.zeros(0, dtype=torch.int64))
     assert logprobs.shape == entropy.shape == (0,)
     logprobs.sum().backward()
     assert hidden.grad.shape == (0, 4)
@@ -230,7 +282,7 @@ def test_no_tokens(trainable):
 def test_extreme_logits_stay_finite(trainable):
     head = torch.tensor([[1.0], [-1.0]], requires_grad=trainable)
     hidden = torch.tensor([[300.0], [300.0]], requires_grad=True)
-    logprobs, entropy = token_logprobs(hidden, head, torch.tensor([0, 1]))
+    logprobs, entropy, *_ = token_logprobs(hidden, head, torch.tensor([0, 1]))
     assert logprobs.tolist() == [0.0, -600.0]
     assert entropy.tolist() == [0.0, 0.0]
     logprobs.sum().backward()
@@ -244,8 +296,8 @@ def test_order_of_tokens_does_not_matter(trainable):
     order = list(range(20))
     random.Random(3).shuffle(order)
     head.requires_grad_(trainable)
-    one, entropy = token_logprobs(hidden, head, targets, chunk_bytes=TWO_LINES)
-    other, other_entropy = token_logprobs(hidden[order], head, targets[order], chunk_bytes=TWO_LINES)
+    one, entropy, *_ = token_logprobs(hidden, head, targets, chunk_bytes=TWO_LINES)
+    other, other_entropy, *_ = token_logprobs(hidden[order], head, targets[order], chunk_bytes=TWO_LINES)
     torch.testing.assert_close(other, one[order], rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(other_entropy, entropy[order], rtol=1e-14, atol=1e-14)
 
@@ -285,7 +337,7 @@ def test_tokens_times_vocabulary_never_exists(trainable):
     def step(function, **kwargs):
         hidden.grad = head.grad = None
         with _Memory() as memory:
-            logprobs, _ = function(hidden, head, targets, temperature=0.7, **kwargs)
+            logprobs, *_ = function(hidden, head, targets, temperature=0.7, **kwargs)
             loss = (weight * logprobs).sum()
             forward_calls = memory.calls
             loss.backward()
@@ -324,3 +376,15 @@ def test_wrong_input_is_named():
     for temperature in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match=f"expected a temperature > 0, but got {temperature}"):
             token_logprobs(hidden, head, targets, temperature=temperature)
+
+
+@pytest.mark.parametrize(("device", "blocks"), [("cpu", 4), ("meta", 1)])
+def test_only_cpus_go_through_a_chunk_in_blocks(monkeypatch, device, blocks):
+    seen, right = [], logprobs_module._block_distribution
+    monkeypatch.setattr(
+        logprobs_module, "_block_distribution", lambda *values: (seen.append(len(values[0])), right(*values))[1]
+    )
+    lines, vocabulary = 4, logprobs_module._BLOCK_BYTES // 4
+    hidden, head = torch.zeros(lines, 2, device=device), torch.zeros(vocabulary, 2, device=device)
+    token_logprobs(hidden, head, torch.zeros(lines, dtype=torch.int64, device=device))
+    assert seen == [lines // blocks] * blocks

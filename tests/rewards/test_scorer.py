@@ -197,7 +197,7 @@ async def broken_async(completion):
 
 
 def stuck(completion):
-    time.sleep(0.4)
+    time.sleep(2)
     return 1.0
 
 
@@ -233,10 +233,10 @@ def test_running_out_of_time_stops_the_run_by_default(function):
 
 @pytest.mark.parametrize("function", [stuck, stuck_async])
 def test_running_out_of_time_can_be_skipped(function):
-    found = score(function, exact, timeout=0.05, on_error="skip")
+    found = score(function, exact, timeout=0.5, on_error="skip")
     assert found.rewards == {"exact": 1.0}
     assert found.total is None
-    assert found.failure == f"reward '{function.__name__}' took longer than 0.05 s on task 'sum-1'"
+    assert found.failure == f"reward '{function.__name__}' took longer than 0.5 s on task 'sum-1'"
 
 
 def test_all_failures_are_told():
@@ -247,14 +247,14 @@ def test_all_failures_are_told():
 
 def test_each_function_has_its_own_time():
     def nap(completion):
-        time.sleep(0.2)
+        time.sleep(0.6)
         return 1
 
     def nap_too(completion):
-        time.sleep(0.2)
+        time.sleep(0.6)
         return 1
 
-    assert score(nap, nap_too, timeout=0.35).total == 2.0
+    assert score(nap, nap_too, timeout=1.1).total == 2.0
 
 
 def test_a_timeout_inside_the_function_is_its_own_error():
@@ -272,7 +272,7 @@ def test_waiting_for_a_free_thread_is_not_the_functions_time():
         return 1.0
 
     async def many():
-        scorer = Scorer([nap], timeout=0.5)
+        scorer = Scorer([nap], timeout=1.0)
         return await asyncio.gather(*[scorer.score(TASK, said(TASK, str(i))) for i in range(100)])
 
     assert [found.total for found in asyncio.run(many())] == [1.0] * 100

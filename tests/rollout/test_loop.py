@@ -240,7 +240,7 @@ def test_a_loop_that_is_blocked_is_named(monkeypatch, caplog):
     monkeypatch.setattr("grpo_lightning.rollout.loop._SILENT_SECONDS", 0.2)
 
     async def blocks():
-        time.sleep(0.8)
+        time.sleep(2)
 
     async def waits():
         await asyncio.sleep(0.8)

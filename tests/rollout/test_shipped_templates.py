@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from chat_models import TOOLS, chat_encoder, result, said, templates_of, text, tokens, user
 
+from grpo_lightning.diagnostics import Status
+from grpo_lightning.diagnostics.checks.template import check_template
 from grpo_lightning.errors import ConfigurationError
 
 TEMPLATES = {
@@ -194,3 +196,8 @@ def test_packages_are_read_and_not_imported():
 
     assert all(isinstance(path, Path) for path in TEMPLATES.values())
     assert "trl" not in sys.modules
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_doctor_accepts_it(encoders, name):
+    assert check_template(encoders(name).template_facts()).status is Status.PASS

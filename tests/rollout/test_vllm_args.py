@@ -64,3 +64,12 @@ def test_start_asks_vllm_for_its_arguments():
         engine.start(spec())
     assert time.monotonic() - begin < 60
     engine.close()
+
+
+def test_the_adapters_precision_follows_the_device(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert VLLMEngine().lora_dtype == "float32"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert VLLMEngine().lora_dtype == "auto"
+    with pytest.raises(ConfigurationError, match="expected lora_dtype 'auto', 'bfloat16' or 'float16' on CUDA"):
+        VLLMEngine(lora_dtype="float32").check(EngineSpec("model", 8, 64, 0))

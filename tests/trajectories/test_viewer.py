@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM
 from guessing import byte_ids, episode_of, guessing_epoch, stored
 
 from grpo_lightning.rollout.episode import Episode, Group
@@ -20,24 +20,6 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 
 def raw(token_id):
     return bytes([token_id]) if token_id < 256 else None
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
-@pytest.fixture
-def browser(chromium):
-    """The browser; whatever a test did in it, the page must not have complained or asked for anything."""
-    chromium.size(1200, 900)
-    chromium.prefer("light")
-    yield chromium
-    assert chromium.complaints() == []
-    assert [address for address in chromium.requested() if not address.startswith("file://")] == []
-    assert len(chromium.requested()) == 1
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The doctor's parts, each seeing another side of a run."""
