@@ -1,5 +1,6 @@
 # make demo: train and evaluate the demo.  make demo-multiturn: the same for a game of several turns.
 # make test: the whole test suite.  make docs: the documentation in site/.
+# make fault-matrix: known faults and healthy runs under the doctor; goes on where it was stopped.
 # All set up .venv first.
 PYTHON ?= python3
 SEED ?= 1
@@ -9,7 +10,7 @@ READY := $(VENV)/.ready
 # Models are local; nothing may wait for a hub.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo demo-multiturn test lint docs setup clean
+.PHONY: demo demo-multiturn test lint docs fault-matrix doctor-overhead setup clean
 demo: CONFIG := configs/demo_cpu.yaml
 demo-multiturn: CONFIG := configs/demo_multiturn.yaml
 demo demo-multiturn: setup
@@ -18,12 +19,23 @@ demo demo-multiturn: setup
 
 test: lint
 	$(BIN)/python -m grpo_lightning.demo
-	$(BIN)/python -m pytest
+	@# Small models gain nothing from a second thread, but the suite from a second process; an engine needs all cores.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m vllm
 
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+fault-matrix: setup
+	@# A miss stops nothing here: the last command writes all down, then fails.
+	-$(BIN)/python -m benchmarks.faults matrix
+	$(BIN)/python -m benchmarks.faults healthy
+	$(BIN)/python -m benchmarks.faults write
+
+doctor-overhead: setup
+	$(BIN)/python -m benchmarks.faults overhead
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
