@@ -1,3 +1,4 @@
+import logging
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -64,6 +65,16 @@ def save_model(directory: Path, model_class: type, config) -> str:
 def ctrl_c_works() -> None:
     """A shell that starts the tests in the background has their processes ignore SIGINT, which some tests send."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def log_stays_on() -> Iterator[None]:
+    """A test that silences the project's log would blind those after it, which are others in every order of files."""
+    log = logging.getLogger("grpo_lightning")
+    yield
+    level = log.level
+    log.setLevel(logging.NOTSET)
+    assert level == logging.NOTSET, "this test left the project's log at another level"
 
 
 @pytest.fixture(scope="session")

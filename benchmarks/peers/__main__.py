@@ -56,9 +56,11 @@ def judged(folders: list[Path], environment: Path) -> dict[str, Any]:
 
 def collect(names: list[str], *, small: bool, fresh: bool) -> None:
     """Make runs; when all are there, put them into the file that is shown."""
+    from benchmarks.faults.runner import quiet
     from benchmarks.peers.cases import CASES
     from benchmarks.peers.collect import SMALL, UPDATES, collect_runs
 
+    quiet()
     if small:
         collect_runs(RUNS.with_name("peers-small"), names, updates=SMALL, fresh=fresh)
         return

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from benchmarks.faults.fault import Stage
-from benchmarks.faults.runner import code_digest, quiet, train
+from benchmarks.faults.runner import code_digest, train
 from benchmarks.faults.witness import Finding, Witness
 from benchmarks.peers.cases import CASES, DATA, Case
 from benchmarks.peers.judges import KL_BY_POSITION, SHOWN
@@ -205,7 +205,6 @@ def collect_runs(
         raise SystemExit(f"unknown runs: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     here = Path(__file__).parent
     code = code_digest(*(here / name for name in ("cases.py", "collect.py", "judges.py", "scalars.py")))
-    quiet()
     with TemporaryDirectory() as folder:
         model = _tiny_model(Path(folder))
         for case in CASES:
