@@ -1,10 +1,19 @@
-"""Group-relative advantages.
+"""Rewards in units of the spread of their group.
 
 Shapes: ``P`` prompts (groups), ``G`` samples per prompt.
 """
 
 import torch
 from torch import Tensor
+
+from grpo_lightning.functional.advantages.judged import Judged
+from grpo_lightning.functional.advantages.statistics import (
+    GROUP,
+    centred,
+    check_floor,
+    population_std,
+    scaled,
+)
 
 STD_FLOOR = 1e-4
 """Added to the group's standard deviation. Rewards closer together than this count as equal."""
@@ -36,12 +45,33 @@ def group_advantages(rewards_PG: Tensor, valid_PG: Tensor | None = None, *, std_
         raise ValueError(f"expected a mask of shape {tuple(rewards_PG.shape)}, but got {tuple(valid.shape)}")
     if not torch.isfinite(rewards_PG[valid]).all():
         raise ValueError("expected finite rewards, but got NaN or infinity among the valid samples")
-    rewards = torch.where(valid, rewards_PG, 0.0)
-    count = valid.sum(1, keepdim=True).clamp_min(1)
-    centred = torch.where(valid, rewards - rewards.sum(1, keepdim=True) / count, 0.0)
-    # Equal rewards can differ from their own mean by a rounding error, which the floor would blow up.
-    spread = rewards.masked_fill(~valid, -torch.inf).amax(1, keepdim=True) > rewards.masked_fill(
-        ~valid, torch.inf
-    ).amin(1, keepdim=True)
-    std = (centred.square().sum(1, keepdim=True) / count).sqrt()
-    return torch.where(spread, centred / (std + std_floor), torch.zeros_like(centred))
+    differences = centred(rewards_PG, valid, GROUP)
+    return scaled(differences, population_std(differences, valid, GROUP), std_floor)
+
+
+def group_std(judged: Judged, *, std_floor: float = STD_FLOOR) -> Tensor:
+    """GRPO's advantage: the reward minus the group's mean, over the group's standard deviation.
+
+        A_i = (r_i - mean(r)) / (std(r) + std_floor)
+
+    Every group in which rewards differ pulls with about the same force, be the differences large or small.
+
+    Source: GRPO, section 4.1.2, https://arxiv.org/abs/2402.03300
+    Peers: TRL (`scale_rewards="group"`), verl (`grpo`)
+    Departs: the population standard deviation; TRL and verl divide by one less than the number of samples, so that
+        their advantages are smaller by the root of (n - 1) / n. std_floor is 1e-4 as in TRL; verl has 1e-6.
+    Use: the default. Choose another estimator where very easy and very hard prompts must not count for more than
+        their small differences in reward.
+
+    Args:
+        judged: The rollout's groups.
+        std_floor: Added to the standard deviation, in units of reward.
+
+    Returns:
+        Advantages, float64, shape ``[P, G]``, 0 where not valid.
+
+    Raises:
+        ValueError: If std_floor is not positive.
+    """
+    check_floor(std_floor)
+    return group_advantages(judged.rewards_PG, judged.valid_PG, std_floor=std_floor)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_lightning.functional import group_advantages
-from grpo_lightning.functional.advantage import STD_FLOOR
+from grpo_lightning.functional.advantages import STD_FLOOR
 
 PROPERTY = settings(max_examples=80, deadline=None, derandomize=True, database=None)
 # Eighths: sums and means of a few of them are exact or nearly so, and equal values are frequent.
