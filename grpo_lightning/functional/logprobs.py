@@ -20,7 +20,7 @@ Elsewhere so little work a kernel would only cost launches."""
 
 class TokenLogprobs(NamedTuple):
     """What is known of each target token, all ``[N]``, float32 (float64 for float64 input); only the first has a
-    gradient.
+    gradient, and the second if asked for.
 
     Attributes:
         logprobs: Log-probability, in nats.
@@ -43,6 +43,7 @@ def token_logprobs(
     temperature: float = 1.0,
     banned_token_ids: Sequence[int] = (),
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    entropy_gradient: bool = False,
 ) -> TokenLogprobs:
     """Log-probability of each target token, and of its distribution the entropy and what tests of sampling need.
 
@@ -58,7 +59,8 @@ def token_logprobs(
     (float64 stays float64). With a frozen head the gradient
     ``d log p(y) / d h = (W[y] - p W) / T`` is computed in the forward pass while the logits
     are at hand, so the backward pass multiplies by the incoming gradient and never rebuilds logits. A
-    trainable head recomputes each chunk in the backward pass instead.
+    trainable head recomputes each chunk in the backward pass instead. The entropy's gradient,
+    ``d H / d h = -sum_v p(v) (log p(v) + H) W[v] / T``, goes the same ways.
 
     Args:
         hidden_NH: Final hidden states that predict the targets, shape ``[N, H]``.
@@ -67,6 +69,8 @@ def token_logprobs(
         temperature: Sampling temperature ``T > 0``.
         banned_token_ids: Tokens that the sampler could not choose; none of the targets.
         chunk_bytes: Upper bound for one chunk of logits, in bytes.
+        entropy_gradient: Whether the entropy carries a gradient too, as a bonus in the loss needs. With a frozen head
+            it costs one more product of a chunk with the head, and one more ``[N, H]`` until the backward pass.
 
     Raises:
         ValueError: If shapes disagree or the temperature is not positive.
@@ -81,8 +85,9 @@ def token_logprobs(
     chunk = _chunk_tokens(hidden_NH, head_VH, chunk_bytes)
     banned_K = torch.tensor(banned_token_ids, dtype=torch.int64, device=head_VH.device)
     if head_VH.requires_grad and torch.is_grad_enabled():
-        return _trainable_head(hidden_NH, head_VH, targets_N, temperature, banned_K, chunk)
-    return TokenLogprobs(*_FrozenHead.apply(hidden_NH, head_VH, targets_N, temperature, banned_K, chunk))  # type: ignore[no-untyped-call]
+        return _trainable_head(hidden_NH, head_VH, targets_N, temperature, banned_K, chunk, entropy_gradient)
+    values = _FrozenHead.apply(hidden_NH, head_VH, targets_N, temperature, banned_K, chunk, entropy_gradient)  # type: ignore[no-untyped-call]
+    return TokenLogprobs(*values)
 
 
 def log_distributions(
@@ -130,11 +135,21 @@ def _chunk_logprobs(
 
 
 def _trainable_head(
-    hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor, temperature: float, banned_K: Tensor, chunk: int
+    hidden_NH: Tensor,
+    head_VH: Tensor,
+    targets_N: Tensor,
+    temperature: float,
+    banned_K: Tensor,
+    chunk: int,
+    entropy_gradient: bool,
 ) -> TokenLogprobs:
     def one(hidden_CH: Tensor, head: Tensor, targets_C: Tensor) -> tuple[Tensor, ...]:
         logp_CV, picked_C = _chunk_logprobs(hidden_CH, head, targets_C, temperature, banned_K)
-        return picked_C, *_distribution(logp_CV.detach(), logp_CV.detach().exp(), picked_C.detach())
+        probs_CV = logp_CV.detach().exp()
+        entropy_C, *others = _distribution(logp_CV.detach(), probs_CV, picked_C.detach())
+        if entropy_gradient:
+            entropy_C = _Entropy.apply(logp_CV, probs_CV, entropy_C)  # type: ignore[no-untyped-call]
+        return picked_C, entropy_C, *others
 
     parts = [
         checkpoint(one, h, head_VH, t, use_reentrant=False)
@@ -162,6 +177,26 @@ def _block_distribution(logp_BV: Tensor, probs_BV: Tensor, picked_B: Tensor) -> 
     return -mean_B, variance_B, buffer_BV.mul_(probs_BV).sum(-1)
 
 
+def _entropy_slope(logp_CV: Tensor, probs_CV: Tensor, entropy_C: Tensor) -> Tensor:
+    """Gradient of the entropy with respect to the logits ``z``, ``-p (log p + H)``, ``[C, V]``."""
+    return (logp_CV + entropy_C[:, None]).mul_(probs_CV).neg_()
+
+
+class _Entropy(torch.autograd.Function):
+    """Gives entropies that are known the gradient that they have, without the intermediates of computing them."""
+
+    @staticmethod
+    def forward(ctx: Any, logp_CV: Tensor, probs_CV: Tensor, entropy_C: Tensor) -> Tensor:
+        ctx.save_for_backward(logp_CV, probs_CV, entropy_C)
+        return entropy_C.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor, None, None]:
+        # The slope sums to 0 over the vocabulary, so a log-softmax passes it on as it is.
+        return _entropy_slope(*ctx.saved_tensors).mul_(grad_C[:, None]), None, None
+
+
 class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -172,30 +207,36 @@ class _FrozenHead(torch.autograd.Function):
         temperature: float,
         banned_K: Tensor,
         chunk: int,
+        entropy_gradient: bool,
     ) -> tuple[Tensor, ...]:
         dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
         logprobs_N = hidden_NH.new_empty(hidden_NH.shape[0], dtype=dtype)
         distribution = tuple(torch.empty_like(logprobs_N) for _ in range(3))
-        needs_grad = ctx.needs_input_grad[0]
-        jacobian_NH = torch.empty_like(hidden_NH) if needs_grad else None
+        # Of the logprobs, and of the entropy if it is asked for.
+        jacobians = [torch.empty_like(hidden_NH) for _ in range(1 + entropy_gradient) if ctx.needs_input_grad[0]]
         for start in range(0, hidden_NH.shape[0], chunk):
             part = slice(start, start + chunk)
             logp_CV, logprobs_N[part] = _chunk_logprobs(
                 hidden_NH[part], head_VH, targets_N[part], temperature, banned_K
             )
             probs_CV = logp_CV.exp()
-            if jacobian_NH is not None:
-                mean_CH = probs_CV.to(head_VH.dtype) @ head_VH
-                jacobian_NH[part] = (head_VH[targets_N[part]] - mean_CH) / temperature
             for whole_N, part_C in zip(distribution, _distribution(logp_CV, probs_CV, logprobs_N[part]), strict=True):
                 whole_N[part] = part_C
-        if jacobian_NH is not None:
-            ctx.save_for_backward(jacobian_NH)
-        ctx.mark_non_differentiable(*distribution)
+            if jacobians:
+                mean_CH = probs_CV.to(head_VH.dtype) @ head_VH
+                jacobians[0][part] = (head_VH[targets_N[part]] - mean_CH) / temperature
+            if len(jacobians) > 1:
+                slope_CV = _entropy_slope(logp_CV, probs_CV, distribution[0][part])
+                jacobians[1][part] = slope_CV.to(head_VH.dtype) @ head_VH / temperature
+        ctx.save_for_backward(*jacobians)
+        ctx.mark_non_differentiable(*distribution[entropy_gradient:])
         return logprobs_N, *distribution
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_logprobs_N: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        (jacobian_NH,) = ctx.saved_tensors
-        return grad_logprobs_N[:, None].to(jacobian_NH.dtype) * jacobian_NH, None, None, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        jacobian_NH, *of_entropy = ctx.saved_tensors
+        grad_NH = grads[0][:, None].to(jacobian_NH.dtype) * jacobian_NH
+        for of_entropy_NH in of_entropy:
+            grad_NH += grads[1][:, None].to(jacobian_NH.dtype) * of_entropy_NH
+        return grad_NH, *[None] * 6

@@ -213,6 +213,135 @@ def test_only_logprobs_carry_a_gradient(trainable):
     assert not any(values.requires_grad for values in others)
 
 
+def entropy_oracle(line, head, temperature):
+    """Gradients of an entropy, by loops over floats: `d H = -sum_v p_v (log p_v + H) d z_v`."""
+    logits = [math.fsum(a * b for a, b in zip(line, row, strict=True)) / temperature for row in head]
+    log_z = max(logits) + math.log(math.fsum(math.exp(z - max(logits)) for z in logits))
+    logp = [z - log_z for z in logits]
+    entropy = -math.fsum(math.exp(lp) * lp for lp in logp)
+    slope = [-math.exp(lp) * (lp + entropy) for lp in logp]
+    wrt_hidden = [
+        math.fsum(s * row[j] for s, row in zip(slope, head, strict=True)) / temperature for j in range(len(line))
+    ]
+    return wrt_hidden, [[s * x / temperature for x in line] for s in slope]
+
+
+WEIGHT = torch.tensor([0.3, -1.0, 2.0, 0.0, 0.7, -0.2, 1.1], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.9])
+@pytest.mark.parametrize("chunk_bytes", [1, TWO_LINES, 10**6])
+def test_entropy_gradient_equals_the_oracle(trainable, temperature, chunk_bytes):
+    hidden, head, targets = problem()
+    hidden.requires_grad_()
+    head.requires_grad_(trainable)
+    settings = {"temperature": temperature, "chunk_bytes": chunk_bytes}
+    computed = token_logprobs(hidden, head, targets, entropy_gradient=True, **settings)
+    (WEIGHT * computed.entropy).sum().backward()
+    expected = [entropy_oracle(line, head.tolist(), temperature) for line in hidden.tolist()]
+    for line, weight, (wrt_hidden, _) in zip(hidden.grad, WEIGHT.tolist(), expected, strict=True):
+        assert line.tolist() == pytest.approx([weight * g for g in wrt_hidden], rel=1e-10, abs=1e-14)
+    if trainable:
+        wrt_head = torch.tensor([e[1] for e in expected], dtype=torch.float64)
+        torch.testing.assert_close(head.grad, (WEIGHT[:, None, None] * wrt_head).sum(0), rtol=1e-10, atol=1e-13)
+    # No value depends on whether its gradient is wanted.
+    for with_it, without in zip(computed, token_logprobs(hidden, head, targets, **settings), strict=True):
+        assert torch.equal(with_it, without)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_golden_entropy_gradient(trainable):
+    # Logits a and 0: dH / da = -a p (1 - p); at a = ln 3 p is 3/4, at 0 the entropy is at its maximum.
+    hidden = torch.tensor([[math.log(3)], [0.0]], dtype=torch.float64, requires_grad=True)
+    head = torch.tensor([[1.0], [0.0]], dtype=torch.float64, requires_grad=trainable)
+    token_logprobs(hidden, head, torch.tensor([0, 0]), entropy_gradient=True).entropy.sum().backward()
+    assert hidden.grad.flatten().tolist() == pytest.approx([-math.log(3) * 3 / 16, 0.0], rel=1e-14, abs=1e-15)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("banned", [(), BANNED])
+def test_gradcheck_of_logprobs_and_entropy_together(trainable, banned):
+    hidden, head, targets, _, _ = without_banned()
+
+    def function(hidden, head):
+        settings = {"temperature": 0.7, "banned_token_ids": banned, "chunk_bytes": TWO_LINES}
+        return token_logprobs(hidden, head, targets, entropy_gradient=True, **settings)[:2]
+
+    inputs = (hidden.requires_grad_(), head.requires_grad_(trainable))
+    assert torch.autograd.gradcheck(function, inputs, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+def test_both_gradients_equal_those_of_the_full_log_softmax(trainable, dtype, tolerance):
+    hidden, head, targets = problem(n=53, h=16, v=301, seed=1, dtype=dtype, scale=0.5)
+    weights = torch.randn(2, 53, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    results = []
+    for function in (plain, token_logprobs):
+        h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_(trainable)
+        asked = {"chunk_bytes": 7 * 301 * h.element_size(), "entropy_gradient": True}
+        kwargs = asked if function is token_logprobs else {}
+        logprobs, entropy, *_ = function(h, w, targets, temperature=0.7, **kwargs)
+        (weights[0] * logprobs + weights[1] * entropy).sum().backward()
+        results.append((h.grad, w.grad if trainable else torch.zeros(())))
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=10 * tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_entropy_gradient_in_bfloat16(trainable):
+    hidden, head, targets = problem(n=9, h=8, v=50, dtype=torch.bfloat16)
+    hidden.requires_grad_()
+    token_logprobs(hidden, head.requires_grad_(trainable), targets, entropy_gradient=True).entropy.sum().backward()
+    exact = hidden.detach().double().requires_grad_()
+    plain(exact, head.detach().double(), targets, 1.0)[1].sum().backward()
+    assert hidden.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_entropy_carries_a_gradient_only_when_asked(trainable):
+    hidden, head, targets = problem()
+    computed = token_logprobs(hidden.requires_grad_(), head.requires_grad_(trainable), targets, entropy_gradient=True)
+    assert [values.requires_grad for values in computed] == [True, True, False, False]
+    with torch.no_grad():
+        computed = token_logprobs(hidden, head, targets, entropy_gradient=True)
+    assert not any(values.requires_grad for values in computed)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_each_gradient_alone_and_tokens_without_weight(trainable):
+    hidden, head, targets = problem()
+    hidden.requires_grad_()
+    head.requires_grad_(trainable)
+
+    def gradient(value, **options):
+        logprobs, entropy, *_ = token_logprobs(hidden, head, targets, chunk_bytes=TWO_LINES, **options)
+        return torch.autograd.grad(value(logprobs, entropy), hidden)[0]
+
+    alone = gradient(lambda logprobs, _: (WEIGHT * logprobs).sum())
+    asked = gradient(lambda logprobs, _: (WEIGHT * logprobs).sum(), entropy_gradient=True)
+    assert torch.equal(alone, asked)
+    of_entropy = gradient(lambda _, entropy: (WEIGHT * entropy).sum(), entropy_gradient=True)
+    assert not of_entropy[3].any()
+    both = gradient(lambda logprobs, entropy: (WEIGHT * (logprobs + entropy)).sum(), entropy_gradient=True)
+    torch.testing.assert_close(both, alone + of_entropy, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_extreme_logits_have_a_finite_entropy_gradient(trainable):
+    head = torch.tensor([[1.0], [-1.0], [0.0]], requires_grad=trainable)
+    hidden = torch.tensor([[300.0], [0.0]], requires_grad=True)
+    options = {"banned_token_ids": (2,), "entropy_gradient": True}
+    token_logprobs(hidden, head, torch.tensor([0, 1]), **options).entropy.sum().backward()
+    # Certain, and undecided: both are extrema.
+    assert hidden.grad.flatten().tolist() == [0.0, 0.0]
+    empty = torch.zeros(0, 1, requires_grad=True)
+    token_logprobs(empty, head, torch.zeros(0, dtype=torch.int64), **options).entropy.sum().backward()
+    assert empty.grad.shape == (0, 1)
+
+
 def test_without_gradients_nothing_is_kept():
     hidden, head, targets = problem()
     with torch.no_grad():
@@ -327,7 +456,8 @@ class _Memory(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("trainable", [False, True])
-def test_tokens_times_vocabulary_never_exists(trainable):
+@pytest.mark.parametrize("entropy_gradient", [False, True])
+def test_tokens_times_vocabulary_never_exists(trainable, entropy_gradient):
     n, h, v, chunk = 400, 4, 1000, 8
     hidden, head, targets = problem(n=n, h=h, v=v, dtype=torch.float32)
     hidden.requires_grad_()
@@ -337,14 +467,14 @@ def test_tokens_times_vocabulary_never_exists(trainable):
     def step(function, **kwargs):
         hidden.grad = head.grad = None
         with _Memory() as memory:
-            logprobs, *_ = function(hidden, head, targets, temperature=0.7, **kwargs)
-            loss = (weight * logprobs).sum()
+            logprobs, entropy, *_ = function(hidden, head, targets, temperature=0.7, **kwargs)
+            loss = (weight * (logprobs + entropy if entropy_gradient else logprobs)).sum()
             forward_calls = memory.calls
             loss.backward()
         assert memory.calls > forward_calls, "the mode must see the backward pass"
         return memory
 
-    memory = step(token_logprobs, chunk_bytes=chunk * v * 4)
+    memory = step(token_logprobs, chunk_bytes=chunk * v * 4, entropy_gradient=entropy_gradient)
     assert memory.largest <= max(chunk * v, n * h, v * h)
     # A few chunks at a time (logits, their softmax, its gradient), besides tensors of the inputs' sizes.
     assert memory.peak <= 4 * (6 * chunk * v + 4 * (n * h + v * h) + 8 * n)
