@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -32,6 +33,7 @@ from grpo_lightning.diagnostics.record import Record
 from grpo_lightning.diagnostics.report.files import PAGE, write_report
 from grpo_lightning.diagnostics.rescoring import EPISODES
 from grpo_lightning.diagnostics.thresholds import Thresholds
+from grpo_lightning.diagnostics.truncation import EXAMINED_TOKENS, Kept, kept_tokens
 from grpo_lightning.diagnostics.update import Update
 from grpo_lightning.distributed import processes
 from grpo_lightning.errors import ConfigurationError, DegeneracyError, RatioDegeneracyError, RolloutError
@@ -110,6 +112,7 @@ class RunDoctor(Callback):
         self._announced = False
         self._said: list[str] = []
         self._step: tuple[Update, StepSize] | None = None
+        self._kept: Kept | None = None
         self._latest: dict[str, Verdict] = {}
         self._report = report
         self._record = Record()
@@ -151,6 +154,7 @@ class RunDoctor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier run; a checkpoint's state is restored after this."""
         self._announced, self._said, self._step, self._latest = False, [], None, {}
+        self._kept = None
         self._record = Record()
         reports = self._report and stage == "fit" and not trainer.fast_dev_run  # type: ignore[attr-defined]
         self.page = run_directory(trainer) / PAGE if reports else None
@@ -173,6 +177,10 @@ class RunDoctor(Callback):
                 self._conclude(
                     run, processes().from_first(lambda: _ask(self._parts, lambda part: part.on_rollout(run, rollout)))
                 )
+                if run.data.truncated and processes().first:
+                    leading = batch.first_rows(EXAMINED_TOKENS)
+                    kept = kept_tokens(run, leading, run.data.top_p, run.data.top_k)
+                    self._kept = kept.of((leading.loss_weight > 0).cpu())
             for part in self._parts:
                 part.on_batch(run, batch)
 
@@ -193,9 +201,11 @@ class RunDoctor(Callback):
             self._conclude(
                 run,
                 processes().from_first(
-                    lambda: _ask(self._parts, lambda part: part.on_update(run, _with_ledger(update, run.data)))
+                    lambda: _ask(self._parts, lambda part: part.on_update(run, _with_ledger(update, run)))
                 ),
             )
+            # The step that follows makes it the past's.
+            self._kept = None
             for part in self._parts:
                 part.before_step(run, update, optimizer)
             self._step = (update, StepSize(run.trainable, optimizer))
@@ -254,6 +264,7 @@ class RunDoctor(Callback):
             sync=next((c for c in callbacks if isinstance(c, LoRAWeightSync)), None),
             thresholds=self._thresholds,
             noise_floor=max((p.noise_floor for p in self._parts if p.noise_floor is not None), default=None),
+            kept=self._kept,
         )
 
     def _conclude(self, run: Run, verdicts: Sequence[Verdict]) -> None:
@@ -323,12 +334,20 @@ def _checked(reactions: dict[str, Reaction]) -> dict[str, Reaction]:
     return reactions
 
 
-def _with_ledger(update: Update, data: RolloutDataModule | None) -> Update:
-    """Put the engine's logprobs of these tokens beside what the loss used."""
+def _with_ledger(update: Update, run: Run) -> Update:
+    """Put what the rollout keeps of these tokens beside what the loss used."""
+    data = run.data
     if data is None or data.rollout is None:
         return update
-    stored = data.rollout.stored_logprobs(update.evidence.ledger_index)
-    return replace(update, evidence=replace(update.evidence, stored=stored))
+    rows, rescored = update.evidence.ledger_index, data.rollout.rescored
+    evidence = replace(update.evidence, stored=data.rollout.stored_logprobs(rows))
+    if data.truncated:
+        above = evidence.logprobs - evidence.stored
+        unknown = torch.full_like(above, torch.nan)
+        evidence = replace(evidence, log_mass=unknown if run.kept is None else run.kept.mass_of(rows, above))
+    if run.module.objective.proximal and rescored is not None:
+        evidence = replace(evidence, proximal=rescored.proximal(rows))
+    return replace(update, evidence=evidence)
 
 
 def _message(diagnosis: Diagnosis) -> str:

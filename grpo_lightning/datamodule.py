@@ -3,45 +3,45 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
+from grpo_lightning.answering import AnsweringDataModule
 from grpo_lightning.arithmetic import BatchPlan
 from grpo_lightning.distributed import processes
 from grpo_lightning.envs.environment import EnvironmentFactory
 from grpo_lightning.envs.kinds import as_environments
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.loading import require_full_finetuning
-from grpo_lightning.model_source import model_context, require_context, require_model
+from grpo_lightning.objective import kl_of
 from grpo_lightning.rewards.scorer import Scorer
-from grpo_lightning.rollout.advantages import with_advantages
+from grpo_lightning.rollout.advantages import Advantages, with_advantages
 from grpo_lightning.rollout.batch import PackedBatch
-from grpo_lightning.rollout.engine import CheckedEngine, EngineSpec, RolloutEngine
+from grpo_lightning.rollout.engine import CheckedEngine, RolloutEngine
 from grpo_lightning.rollout.episode import Group
 from grpo_lightning.rollout.episode_settings import SINGLE_TURN, EpisodeSettings
-from grpo_lightning.rollout.evaluation import Scores, greedy_scores, sampled_scores
 from grpo_lightning.rollout.generation_record import GenerationRecord
 from grpo_lightning.rollout.loader import BatchLoader
 from grpo_lightning.rollout.metrics import rollout_metrics
 from grpo_lightning.rollout.micro_batches import Layout
-from grpo_lightning.rollout.probe import probe
 from grpo_lightning.rollout.prompts import PromptEncoder, PromptSettings
+from grpo_lightning.rollout.rescored import Rescored
 from grpo_lightning.rollout.rollout import Origin, Rollout, make_rollouts
 from grpo_lightning.rollout.sampler import Sampler
 from grpo_lightning.rollout.schedule import RolloutSchedule
+from grpo_lightning.rollout.shaping import KL, punish_kl, punish_overlong, refill
+from grpo_lightning.rollout.shaping import mask_truncated as without_truncated
 from grpo_lightning.rollout.state import rollout_from_state
-from grpo_lightning.rollout.sync import sync_engine
-from grpo_lightning.rollout.task_batch import TaskBatch, task_loader
-from grpo_lightning.rollout.types import Task
 from grpo_lightning.rollout.validation import validate_rollout
 from grpo_lightning.rollout.vllm_engine import VLLMEngine
 from grpo_lightning.tasks import TaskSource, hold_out, shuffled
 from grpo_lightning.tasks.order import draw
 from grpo_lightning.trainer_check import check_trainer
+from grpo_lightning.truncation_check import check_range, check_truncation
 
 if TYPE_CHECKING:
     from grpo_lightning.module import GRPOModule
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
 
 
-class RolloutDataModule(LightningDataModule):
+class RolloutDataModule(AnsweringDataModule):
     """Samples ``prompts_per_rollout x samples_per_prompt`` completions an epoch and packs them for `GRPOModule`.
 
     Before anything is generated (training, validation, first epoch, resume) the engine must serve the module's
@@ -79,6 +79,9 @@ class RolloutDataModule(LightningDataModule):
         chat_template_args: Variables of the chat template, such as ``{"enable_thinking": false}``.
         plain_prompts: Take the text of a task's single message as the prompt, without a chat template.
         temperature: Sampling temperature.
+        top_p: Training samples only the fewest likeliest tokens that hold this mass. Below 1 it needs a ``correction``
+            of `GRPOModule` that takes this back on the tokens that are kept.
+        top_k: Training samples only so many of the likeliest tokens; 0 for all. It needs the same.
         stop: Texts that end a completion; the one that did is part of it.
         bad_words: Words of one token each, written as the tokenizer reads them (with a leading space or without), that
             cannot be sampled. The trainer leaves them out of its softmax too, so the ratios stay right.
@@ -95,6 +98,13 @@ class RolloutDataModule(LightningDataModule):
         val_temperature: Sampling temperature of these answers.
         order: Which task comes next, a pure function ``(position, size, seed) -> index``: `shuffled`, `sequential`,
             `Widening` of ``grpo_lightning.tasks``, or your own. On the command line, an import path.
+        advantage: How rewards become advantages: a name of ``docs/algorithms.md`` (``"group_std"`` is GRPO's), or a
+            function of `Judged`, in YAML its import path.
+        advantage_args: Its settings.
+        max_refills: Dynamic sampling: how often groups whose rewards are all equal are replaced by those of further
+            tasks. 0 keeps them.
+        mask_truncated: Keep answers that a limit cut off out of the loss; their rewards still count in their group.
+        overlong_buffer: Tokens before the longest answer over which a penalty from 0 to -1 grows; by default none.
         seed: Seed of the task order, the hold-out and the sampling.
     """
 
@@ -120,6 +130,8 @@ class RolloutDataModule(LightningDataModule):
         chat_template_args: dict[str, Any] | None = None,
         plain_prompts: bool = False,
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
         stop: list[str] | None = None,
         bad_words: list[str] | None = None,
         reward_weights: list[float] | None = None,
@@ -133,6 +145,11 @@ class RolloutDataModule(LightningDataModule):
         val_samples: int = 0,
         val_temperature: float = 1.0,
         order: Callable[[int, int, int], int] = shuffled,
+        advantage: str | Callable[..., Tensor] = "group_std",
+        advantage_args: dict[str, Any] | None = None,
+        max_refills: int = 0,
+        mask_truncated: bool = False,
+        overlong_buffer: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -147,6 +164,7 @@ class RolloutDataModule(LightningDataModule):
             predict_samples=predict_samples,
             val_temperature=val_temperature,
         )
+        check_range(top_p, top_k)
         if predict_temperature < 0:
             raise ConfigurationError(f"expected predict_temperature >= 0, but got {predict_temperature}")
         if engine_restarts < 0:
@@ -197,6 +215,7 @@ class RolloutDataModule(LightningDataModule):
         self.max_prompt_tokens = max_prompt_tokens
         self._prompts = PromptSettings(system_prompt, chat_template, chat_template_args or {}, plain_prompts)
         self.temperature = temperature
+        self.top_p, self.top_k = top_p, top_k
         self._stop = _texts("stop", stop)
         self._bad_words = _texts("bad_words", bad_words)
         self.success_reward = success_reward
@@ -207,20 +226,27 @@ class RolloutDataModule(LightningDataModule):
         self.val_samples = val_samples
         self.val_temperature = val_temperature
         self.order = order
+        self.advantages = Advantages.from_settings(advantage, advantage_args or {}, self.episodes.advantage)
+        self.max_refills = max_refills
+        self.mask_truncated = mask_truncated
+        self.overlong_buffer = overlong_buffer
+        if max_refills < 0:
+            raise ConfigurationError(f"expected max_refills >= 0, but got {max_refills}")
+        if overlong_buffer is not None and not 0 < overlong_buffer <= self.max_sampled:
+            raise ConfigurationError(
+                f"expected overlong_buffer from 1 to {self.max_sampled}, the most tokens of an answer, but got "
+                f"{overlong_buffer}"
+            )
         self.seed = seed
         self._schedule = RolloutSchedule()
         self._sampler: Sampler | None = None
         self._predict_scorer = self.scorer
         self._sync_seconds = self._doctor_seconds = 0.0
 
-    def __str__(self) -> str:
-        # LightningDataModule.__str__ builds every loader, which here would start a rollout.
-        return (
-            f"{type(self).__name__}(tasks={len(self.tasks)}, prompts_per_rollout={self.prompts_per_rollout}, "
-            f"samples_per_prompt={self.samples_per_prompt})"
-        )
-
-    __repr__ = __str__
+    @property
+    def truncated(self) -> bool:
+        """Whether training leaves out unlikely tokens when it samples."""
+        return self.top_p < 1 or self.top_k > 0
 
     @property
     def updates_per_epoch(self) -> int:
@@ -231,12 +257,6 @@ class RolloutDataModule(LightningDataModule):
     def rollout(self) -> Rollout | None:
         """The rollout that is trained on, as this process sees it."""
         return self._schedule.current
-
-    @property
-    def sampler(self) -> Sampler:
-        """What answers tasks; there from `setup` on."""
-        assert self._sampler is not None, "setup() runs before any generation"
-        return self._sampler
 
     def setup(self, stage: str) -> None:
         """Check the settings against the Trainer's, then begin starting the engine.
@@ -261,27 +281,13 @@ class RolloutDataModule(LightningDataModule):
             restarts=self.engine_restarts,
             sync=self.ensure_synced,
             restart=self._restart_engine,
+            top_p=self.top_p,
+            top_k=self.top_k,
         )
         spec = self._engine_spec(module)
         processes().from_first(lambda: self.engine.start(spec))
         if stage == "fit":
             rank_zero_info(self._arithmetic(trainer))
-
-    def _restart_engine(self) -> None:
-        self.engine.close()
-        self.engine.start(self._engine_spec(self._module()))
-
-    def max_context(self, model: str) -> int:
-        """Longest context of an episode with a model, in tokens.
-
-        Args:
-            model: Directory or hub name of the model.
-
-        Raises:
-            ConfigurationError: If the model's context is shorter.
-        """
-        own = model_context(require_model(model))
-        return self.episodes.context(self.max_prompt_tokens, self.max_tokens, own)
 
     def check(self, module: "GRPOModule", trainer: Any, stage: str = "fit") -> PromptEncoder:
         """Refuse what could not work, as far as that is known without weights and engine.
@@ -298,6 +304,8 @@ class RolloutDataModule(LightningDataModule):
             ConfigurationError: If the run could not work.
         """
         check_trainer(trainer, stage, self.updates_per_epoch)
+        if stage == "fit":
+            check_truncation(self.top_p, self.top_k, module.hparams["correction"])
         if module.hparams["full_finetuning"]:
             require_full_finetuning(self.engine, trainer.precision)
         if stage == "predict":
@@ -308,42 +316,6 @@ class RolloutDataModule(LightningDataModule):
         self._draw_tasks(0)
         if isinstance(self.engine, CheckedEngine):
             self.engine.check(self._engine_spec(module))
-        return encoder
-
-    def _engine_spec(self, module: "GRPOModule") -> EngineSpec:
-        return EngineSpec(
-            model=module.model_name,
-            lora_rank=module.adapter_rank,
-            max_length=self.max_context(module.model_name),
-            max_concurrency=max(
-                self.prompts_per_rollout * self.samples_per_prompt,
-                min(self.val_batch_size, len(self.val_tasks or ())) * max(1, self.val_samples),
-                min(self.val_batch_size, len(self.predict_tasks or ())) * self.predict_samples,
-            ),
-            seed=self.seed,
-        )
-
-    def prompt_encoder(self, model: str, stage: str = "fit") -> PromptEncoder:
-        """The encoder of the tasks' prompts for a model, tried on them.
-
-        Args:
-            model: Directory or hub name of the model; only its configuration and tokenizer are read.
-            stage: For ``"predict"`` the prompts of `predict_tasks` are tried.
-
-        Raises:
-            ConfigurationError: If there is no such model, its context is too short, or a prompt does not fit.
-        """
-        require_context(require_model(model), self.max_prompt_tokens, self.max_tokens)
-        encoder = PromptEncoder(model, self.max_prompt_tokens, self._prompts)
-        encoder.banned_token_ids(self._bad_words)
-        for tasks in [self.predict_tasks] if stage == "predict" else [self.tasks, self.val_tasks]:
-            if tasks is None or len(tasks) == 0:
-                continue
-            if self.multi_turn:
-                has_rewards = bool(self.scorer.names)
-                processes().from_first(partial(probe, self.environments, tasks, encoder, self.episodes, has_rewards))
-            else:
-                encoder.check(tasks)
         return encoder
 
     def plan(self, trainer: Any) -> BatchPlan:
@@ -394,33 +366,6 @@ class RolloutDataModule(LightningDataModule):
         )
         return Layout(self.updates_per_rollout, micro_batches, processes().count, self.inner_epochs)
 
-    def teardown(self, stage: str) -> None:
-        """Stop the engine."""
-        self.engine.close()
-
-    def on_exception(self, exception: BaseException) -> None:
-        """Stop the engine: `teardown` may not run after an exception."""
-        self.engine.close()
-
-    def ensure_synced(self) -> None:
-        """Make the engine serve the module's policy (`sync_engine`). Idempotent; called before any generation.
-
-        Raises:
-            StaleRolloutError: If the engine is still too far behind afterwards.
-        """
-        from grpo_lightning.callbacks import LoRAWeightSync, RunDoctor
-
-        callbacks = self._trainer().callbacks
-        sync = next((c for c in callbacks if isinstance(c, LoRAWeightSync)), None)
-        served = self.engine.policy_version
-        self._sync_seconds += sync_engine(self.engine, self._module(), sync)
-        begin = time.perf_counter()
-        if self.engine.policy_version != served and self._module().fitting:
-            for doctor in callbacks:
-                if isinstance(doctor, RunDoctor):
-                    doctor.examine_engine(self._trainer())
-        self._doctor_seconds += time.perf_counter() - begin
-
     def train_dataloader(self) -> BatchLoader[PackedBatch]:
         """Make the epoch's rollout, or give it again if Lightning asks twice.
 
@@ -439,7 +384,28 @@ class RolloutDataModule(LightningDataModule):
         if self.rollout is None or self.rollout.origin.epoch != epoch:
             self._schedule.add(processes().scatter_from_first(lambda: self._make_rollouts(module, epoch)))
         assert self.rollout is not None
+        if module.objective.rescores and self.rollout.rescored is None:
+            self._schedule.current = self._rescored(self.rollout, module)
         return BatchLoader(self.rollout.batches, start)
+
+    def _rescored(self, rollout: Rollout, module: "GRPOModule") -> Rollout:
+        """The rollout with what the trainer says of it, and with the KL in its rewards where it stands there."""
+        begin = time.perf_counter()
+        objective, rescored = module.objective, module.rescore(rollout)
+        seconds = {"time/rescore_seconds": time.perf_counter() - begin}
+        rollout = rollout.with_metrics(seconds)
+        if objective.kl_reward > 0:
+            kl = kl_of(objective.kl_estimator, rescored.logprobs, rescored.reference)
+
+            def again() -> list[Rollout]:
+                groups = self.judged(punish_kl(rollout.groups, kl, objective.kl_reward))
+                penalties = [value for g in groups for e in g.episodes if (value := e.rewards.get(KL)) is not None]
+                mean = {f"reward/{KL}": sum(penalties) / max(1, len(penalties))}
+                cut = self._cut(rollout.origin, groups, module, rollout.record)
+                return [part.with_metrics(mean) for part in cut]
+
+            rollout = processes().scatter_from_first(again)
+        return rollout.with_rescored(rescored, objective.focus)
 
     def _restore(self, module: "GRPOModule", epoch: int) -> int:
         """After a checkpoint was loaded: generators as they were, and the rollout of an unfinished epoch.
@@ -453,30 +419,26 @@ class RolloutDataModule(LightningDataModule):
         saved = self._schedule.take_restored(epoch)
         if saved is None:
             return 0
-        sampling = self.sampler.settings(self.temperature)
+        sampling = self.sampler.settings(self.temperature, truncated=True)
         origin, groups, position = rollout_from_state(saved, self.layout(), sampling, self.tasks)
-        self._schedule.current = self._cut(origin, groups, module)[processes().rank]
+        rollout = self._cut(origin, groups, module)[processes().rank]
+        if module.objective.rescores and saved["rescored"] is not None:
+            rollout = rollout.with_rescored(Rescored.from_state(saved["rescored"]), module.objective.focus)
+        self._schedule.current = rollout
         return position
 
     def _make_rollouts(self, module: "GRPOModule", epoch: int) -> list[Rollout]:
         """Sample one rollout and cut it for every process."""
         begin, aside = time.perf_counter(), self._sync_seconds + self._doctor_seconds
         # To overfit means the same tasks again and again.
-        indices = self._draw_tasks(0 if self._trainer().overfit_batches else self._schedule.tasks_drawn)
         record = GenerationRecord()
-        groups = self._sample(
-            f"Rollout {self._schedule.rollouts}",
-            [self.tasks[index] for index in indices],
-            samples=self.samples_per_prompt,
-            temperature=self.temperature,
-            key=self._schedule.rollouts,
-            record=record,
-        )
+        indices, groups, flat, drawn = self._sample_groups(record)
         validate_rollout(groups)
-        groups = with_advantages(groups, self.episodes.advantage)
+        groups = self.judged(self._with_greedy(self._shaped(groups)))
         seconds = time.perf_counter() - begin - (self._sync_seconds + self._doctor_seconds - aside)
         metrics = rollout_metrics(groups, self.multi_turn) | {
             "time/rollout_seconds": seconds,
+            **({"group/replaced": float(flat)} if self.max_refills else {}),
             "time/sync_seconds": self._sync_seconds,
             "time/doctor_seconds": self._doctor_seconds,
             "sync/version": float(self.engine.policy_version),
@@ -484,96 +446,78 @@ class RolloutDataModule(LightningDataModule):
         }
         metrics["throughput/rollout_tokens_per_second"] = metrics["tokens/sampled"] / seconds
         self._sync_seconds = self._doctor_seconds = 0.0
-        origin = Origin(module.policy_version, self._schedule.rollouts, epoch, tuple(indices), metrics)
+        origin = Origin(
+            module.policy_version,
+            self._schedule.rollouts,
+            epoch,
+            tuple(indices),
+            metrics,
+            drawn,
+            self.top_p,
+            self.top_k,
+        )
         return self._cut(origin, groups, module, record)
 
     def _cut(
         self, origin: Origin, groups: Sequence[Group], module: "GRPOModule", record: GenerationRecord | None = None
     ) -> list[Rollout]:
         sampling = self.sampler.settings(self.temperature)
-        return make_rollouts(origin, groups, self.layout(), module.token_weights, sampling, record)
-
-    def _draw_tasks(self, first: int) -> list[int]:
-        """Indices of a rollout's tasks, after ``first`` tasks were drawn."""
-        positions = range(first, first + self.prompts_per_rollout)
-        return [draw(self.order, position, len(self.tasks), self.seed) for position in positions]
-
-    def val_dataloader(self) -> Any:
-        """Batches of held-out tasks. They are generated in the validation step, when the policy is current."""
-        if self.val_tasks is None:
-            return []
-        return task_loader(self.val_tasks, self.val_batch_size)
-
-    def _prepare_predict(self) -> None:
-        self._predict_scorer, missing = self.scorer.applicable(self._tasks_to_predict()[0])
-        for name, fields in missing.items():
-            rank_zero_info(f"Reward {name!r} is left out: the tasks to predict have no {', '.join(map(repr, fields))}.")
-
-    def _tasks_to_predict(self) -> TaskSource:
-        if self.predict_tasks is None or len(self.predict_tasks) == 0:
-            raise ConfigurationError(
-                "predict needs tasks, but there are none; set predict_tasks, for example to JsonlTasks('prompts.jsonl')"
-            )
-        return self.predict_tasks
-
-    def predict_dataloader(self) -> BatchLoader[TaskBatch]:
-        """Batches of the tasks to predict, which `predict` answers.
-
-        Raises:
-            ConfigurationError: If there are none.
-        """
-        return task_loader(self._tasks_to_predict(), self.val_batch_size)
-
-    def predict(self, batch: TaskBatch) -> list[Group]:
-        """Answer tasks with ``predict_samples`` completions each."""
-        return processes().from_first(lambda: self._predict(batch))
-
-    def _predict(self, batch: TaskBatch) -> list[Group]:
-        return self._sample(
-            "Prediction",
-            batch.tasks,
-            samples=self.predict_samples,
-            temperature=self.predict_temperature,
-            key="predict",
-            scorer=self._predict_scorer,
+        return make_rollouts(
+            origin, groups, self.layout(), module.token_weights, sampling, record, module.objective.marks
         )
 
-    def evaluate(self, batch: TaskBatch) -> Scores:
-        """Answer held-out tasks greedily, and with ``val_samples`` by sampling as well.
+    def _sample_groups(self, record: GenerationRecord) -> tuple[list[int], list[Group], int, int]:
+        """Tasks and groups of a rollout, how many groups were replaced, and how many tasks were drawn."""
+        number = self._schedule.rollouts
+        # To overfit means the same tasks again and again.
+        begin = position = 0 if self._trainer().overfit_batches else self._schedule.tasks_drawn
 
-        Returns:
-            The scores of `greedy_scores` and `sampled_scores`.
-        """
-        return processes().from_first(lambda: self._evaluate(batch))
-
-    def _evaluate(self, batch: TaskBatch) -> Scores:
-        # The seeds know no epoch: evaluations differ by the policy alone.
-        sample = partial(self._sample, tasks=batch.tasks, key="val")
-        greedy = sample("Evaluation", samples=1, temperature=0.0)
-        scores = greedy_scores(greedy, self.scorer.names, self.success_reward)
-        if self.val_samples:
-            sampled = sample("Sampled evaluation", samples=self.val_samples, temperature=self.val_temperature)
-            scores |= sampled_scores(sampled, self.success_reward)
-        return scores
-
-    def _sample(self, title: str, tasks: Sequence[Task], scorer: Scorer | None = None, **settings: Any) -> list[Group]:
-        bar = self._trainer().progress_bar_callback
-        return self.sampler.sample(title, tasks, scorer or self.scorer, trainer_bar=bar, **settings)
-
-    def _trainer(self) -> Any:
-        if self.trainer is None:
-            raise ConfigurationError(f"{type(self).__name__} needs a Trainer: call trainer.fit(module, datamodule)")
-        return self.trainer
-
-    def _module(self) -> "GRPOModule":
-        from grpo_lightning.module import GRPOModule
-
-        module = self._trainer().lightning_module
-        if not isinstance(module, GRPOModule):
-            raise ConfigurationError(
-                f"expected a GRPOModule beside {type(self).__name__}, but got {type(module).__name__}"
+        def draw(refill: int | None, count: int) -> list[tuple[int, Group]]:
+            nonlocal position
+            indices = self._draw_tasks(position, count)
+            position += count
+            groups = self._sample(
+                f"Rollout {number}" if refill is None else f"Rollout {number}, refill {refill + 1}",
+                [self.tasks[index] for index in indices],
+                samples=self.samples_per_prompt,
+                temperature=self.temperature,
+                key=number if refill is None else f"{number}/{refill}",
+                record=record,
+                truncated=True,
             )
-        return module
+            return list(zip(indices, groups, strict=True))
+
+        found, flat, drawn = refill(draw(None, self.prompts_per_rollout), draw, self.max_refills)
+        assert position == begin + drawn
+        return [index for index, _ in found], [group for _, group in found], flat, drawn
+
+    def _shaped(self, groups: list[Group]) -> list[Group]:
+        """The groups with what the settings add to their rewards, and mask."""
+        if self.overlong_buffer is not None:
+            groups = punish_overlong(groups, max_length=self.max_sampled, buffer=self.overlong_buffer)
+        return without_truncated(groups) if self.mask_truncated else groups
+
+    def judged(self, groups: Sequence[Group]) -> list[Group]:
+        """Groups with the advantages that follow from their rewards."""
+        return with_advantages(
+            groups,
+            self.episodes.advantage,
+            self.advantages.estimate,
+            part_weights=self.scorer.weights,
+        )
+
+    def _with_greedy(self, groups: list[Group]) -> list[Group]:
+        """The groups with the reward of the greedy answer, if the advantages ask for it."""
+        if not self.advantages.needs_greedy:
+            return groups
+        tasks = [group.task for group in groups]
+        greedy = self._shaped(self._sample("Greedy baseline", tasks, samples=1, temperature=0.0, key="greedy"))
+        return [replace(g, greedy=other.episodes[0].reward) for g, other in zip(groups, greedy, strict=True)]
+
+    def _draw_tasks(self, first: int, count: int | None = None) -> list[int]:
+        """Indices of a rollout's tasks, after ``first`` tasks were drawn."""
+        positions = range(first, first + (self.prompts_per_rollout if count is None else count))
+        return [draw(self.order, position, len(self.tasks), self.seed) for position in positions]
 
 
 def _texts(name: str, values: list[str] | str | None) -> tuple[str, ...]:

@@ -1,52 +1,42 @@
 """The policy and its GRPO loss as a LightningModule."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import Optimizer
 
-from grpo_lightning.adapter_config import DEFAULT_ALPHA, DEFAULT_RANK, DEFAULT_TARGETS, largest_rank
+from grpo_lightning.adapter_config import DEFAULT_ALPHA, DEFAULT_RANK, DEFAULT_TARGETS
 from grpo_lightning.attention import SHARED_PROMPT
 from grpo_lightning.checkpoint_check import (
-    STATE_KEY,
     StartRecord,
-    check_start,
-    check_weights,
-    drop_partial_update,
-    start_record,
 )
-from grpo_lightning.checkpoint_io import DurableCheckpointIO
-from grpo_lightning.datamodule import RolloutDataModule
+from grpo_lightning.coefficients import Coefficients, Controls
 from grpo_lightning.diagnostics import MicroBatchEvidence
 from grpo_lightning.diagnostics.update import Update, gradient_norm, micro_batch_evidence
 from grpo_lightning.distributed import processes
-from grpo_lightning.errors import CheckpointError, ConfigurationError
-from grpo_lightning.functional import Aggregation, clipped_surrogate, kl_k3, token_weights
-from grpo_lightning.functional.lr_schedule import LRSchedule, lr_factor
-from grpo_lightning.loading import Dtype, adapter_settings, load_policy
+from grpo_lightning.early_end import check_max_kl, end_epoch, is_beyond
+from grpo_lightning.errors import ConfigurationError
+from grpo_lightning.functional import AGGREGATIONS, Aggregation, KLEstimator, RatioName, TokenLoss, kl_k3, token_weights
+from grpo_lightning.functional.correction import Correction
+from grpo_lightning.functional.lr_schedule import LRSchedule
+from grpo_lightning.loading import Dtype, adapter_settings
 from grpo_lightning.metrics import EpochStatistics, RatioStats
 from grpo_lightning.model_source import expanded
-from grpo_lightning.policy import Policy
-from grpo_lightning.redact import redact, redact_hyperparameters
+from grpo_lightning.named import name_of, one_of
+from grpo_lightning.objective import LossInputs, Objective, policy_loss
+from grpo_lightning.policy import evaluating
+from grpo_lightning.policy_module import PolicyModule
 from grpo_lightning.rollout.batch import PackedBatch
-from grpo_lightning.rollout.episode import Predictions
-from grpo_lightning.rollout.task_batch import TaskBatch
-from grpo_lightning.trainer_check import epoch_updates
+from grpo_lightning.rollout.rescored import Rescored, rescore
+from grpo_lightning.rollout.rollout import Rollout
 
 
-class GRPOModule(LightningModule):
+class GRPOModule(PolicyModule):
     """A causal language model, with LoRA or whole, trained by GRPO on the packed batches of `RolloutDataModule`.
 
     Optimization is automatic: ``gradient_clip_val``, ``accumulate_grad_batches`` and ``precision`` of the Trainer
@@ -72,10 +62,36 @@ class GRPOModule(LightningModule):
         weight_decay: Weight decay of AdamW.
         warmup_updates: Optimizer steps over which the learning rate rises linearly from 0.
         lr_schedule: What it does afterwards, until the planned end of training.
-        clip_low: Lower clip of the ratio: it may fall to ``1 - clip_low``.
-        clip_high: Upper clip of the ratio: it may rise to ``1 + clip_high``.
-        kl_coef: Weight of the k3 KL to the policy before training. 0 skips that forward.
-        aggregation: ``"sequence"`` averages tokens within a sequence first (GRPO), ``"token"`` over all tokens (DAPO).
+        surrogate: The policy-gradient loss of a token: a name of ``docs/algorithms.md`` (``"clipped"`` is PPO's and
+            GRPO's), or a function of `PolicyTerms` that returns a `TokenLoss`, in YAML its import path.
+        surrogate_args: Its settings beside the clips.
+        ratio_level: What the ratio compares: ``"token"`` (PPO, GRPO), ``"sequence"`` or ``"sequence_token"`` (GSPO), or
+            ``"sequence_product"``.
+        clip_low: Lower clip of the ratio, which may fall to ``1 - clip_low``; by default the surrogate's own, 0.2 for
+            ``"clipped"``.
+        clip_high: Upper clip of the ratio, which may rise to ``1 + clip_high``; by default the surrogate's own.
+        kl_coef: Weight of the KL to the policy before training. 0 skips that forward.
+        kl_estimator: Estimator of that KL: ``"k3"`` (GRPO), ``"k2"`` or ``"abs"``; in the reward also ``"k1"``.
+        kl_in: Whether it stands in the ``"loss"``, or its sum over an episode is subtracted from the ``"reward"``, at
+            the cost of a forward pass of the policy.
+        old_logprobs: What the ratio compares with: what the ``"engine"`` returned, or what the ``"trainer"`` computes
+            of each rollout before it trains on it (decoupled PPO's proximal policy), at the cost of a forward pass.
+        correction: Factor for the difference of the two: a name of ``docs/algorithms.md``, or a function, in YAML its
+            import path. It implies ``old_logprobs="trainer"``.
+        correction_args: Its settings.
+        entropy_share: Share of an update's tokens, those of the highest entropy, that the surrogate is computed of; all
+            by default.
+        kl_target: KL in nats a token that ``kl_coef`` is moved towards at every update; by default it stays.
+        kl_horizon: Updates in which it follows.
+        entropy_coef: Weight of the policy's entropy, which is maximised.
+        entropy_target: Entropy in nats a token below which that weight rises; by default it stays.
+        entropy_step: By how much, at each update.
+        entropy_max: How far.
+        aggregation: How tokens are averaged: ``"sequence"`` within a sequence first (GRPO), ``"token"`` over all tokens
+            of the step (DAPO), ``"constant"`` by a fixed length (Dr. GRPO), ``"sequence_sum"`` not at all.
+        aggregation_length: That fixed length; by default the longest completion that is allowed.
+        max_kl: KL in nats a token from the policy that sampled (``ppo/kl_k3``) at which an update is the last of its
+            epoch; none by default.
     """
 
     def __init__(
@@ -95,18 +111,36 @@ class GRPOModule(LightningModule):
         weight_decay: float = 0.0,
         warmup_updates: int = 0,
         lr_schedule: LRSchedule = "constant",
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
+        surrogate: str | Callable[..., TokenLoss] = "clipped",
+        surrogate_args: dict[str, Any] | None = None,
+        ratio_level: RatioName = "token",
+        clip_low: float | None = None,
+        clip_high: float | None = None,
         kl_coef: float = 0.0,
+        kl_estimator: KLEstimator = "k3",
+        kl_in: Literal["loss", "reward"] = "loss",
+        kl_target: float | None = None,
+        kl_horizon: float = 100.0,
+        entropy_coef: float = 0.0,
+        entropy_target: float | None = None,
+        entropy_step: float = 1e-3,
+        entropy_max: float = 0.1,
+        old_logprobs: Literal["engine", "trainer"] = "engine",
+        correction: str | Callable[..., Correction] | None = None,
+        correction_args: dict[str, Any] | None = None,
+        entropy_share: float | None = None,
         aggregation: Aggregation = "sequence",
+        aggregation_length: int | None = None,
+        max_kl: float | None = None,
     ) -> None:
         super().__init__()
         model, adapter = expanded(model), adapter and expanded(adapter)
-        if learning_rate < 0 or kl_coef < 0 or warmup_updates < 0:
-            raise ConfigurationError(
-                "expected learning_rate, kl_coef and warmup_updates >= 0, but got "
-                f"{learning_rate}, {kl_coef} and {warmup_updates}"
-            )
+        require_not_negative(
+            learning_rate=learning_rate, kl_coef=kl_coef, warmup_updates=warmup_updates, entropy_coef=entropy_coef
+        )
+        self._controls = Controls(kl_target, kl_horizon, entropy_target, entropy_step, entropy_max)
+        self._controls.check(kl_coef)
+        self._coefficients = Coefficients.start(kl_coef, entropy_coef, self._controls)
         self.adapter_config = adapter_settings(
             adapter=adapter,
             full_finetuning=full_finetuning,
@@ -116,114 +150,67 @@ class GRPOModule(LightningModule):
             lora_dropout=lora_dropout,
             lora_targets=lora_targets,
         )
+        check_max_kl(max_kl)
+        one_of("aggregation", aggregation, AGGREGATIONS)
+        if aggregation_length is not None and aggregation_length < 1:
+            raise ConfigurationError(f"expected aggregation_length >= 1 token, but got {aggregation_length}")
+        self._objective = Objective.from_settings(
+            surrogate=surrogate,
+            surrogate_args=surrogate_args or {},
+            clips={"clip_low": clip_low, "clip_high": clip_high},
+            old_logprobs=old_logprobs,
+            correction=correction,
+            correction_args=correction_args,
+            focus_share=entropy_share,
+            ratio_level=ratio_level,
+            kl_estimator=kl_estimator,
+            kl_in=kl_in,
+        )
         self.save_hyperparameters()
         # From the command line the line above takes what was given, not what it is by now.
-        self.hparams.update(model=model, adapter=adapter)
+        self.hparams.update(model=model, adapter=adapter, surrogate=name_of(surrogate), correction=name_of(correction))
         self.model_name = model
-        self.policy: Policy
         self._start_record: StartRecord = {}
         # Checkpoints hold what is trained alone; its key set is checked exactly in on_load_checkpoint.
         self.strict_loading = False
         self.policy_version = 0
         self.fitting = False
-        self._statistics = EpochStatistics()
+        self._statistics = EpochStatistics(corrected=correction is not None)
         self._evidence: list[MicroBatchEvidence] = []
         self._input_tokens = 0
         self._update: Update | None = None
         self._batch_begin = 0.0
 
     @property
-    def adapter_rank(self) -> int:
-        """Largest rank of the adapter; 0 without one."""
-        return 0 if self.adapter_config is None else largest_rank(self.adapter_config)
-
-    @property
-    def hparams_initial(self) -> AttributeDict:
-        """What loggers get of the settings: no secrets."""
-        return AttributeDict(redact(dict(super().hparams_initial)))
-
-    def configure_model(self) -> None:
-        """Load the policy (once)."""
-        if not hasattr(self, "policy"):
-            h = self.hparams
-            self.policy = load_policy(
-                h["model"],
-                adapter=h["adapter"],
-                full_finetuning=h["full_finetuning"],
-                hold_reference=h["kl_coef"] > 0,
-                dtype=h["dtype"],
-                attn_implementation=h["attn_implementation"],
-                lora_rank=h["lora_rank"],
-                lora_alpha=h["lora_alpha"],
-                lora_dropout=h["lora_dropout"],
-                lora_targets=h["lora_targets"],
-                gradient_checkpointing=h["gradient_checkpointing"],
-            )
-            self.policy.check_head()
-            self._start_record = start_record(self.policy)
-
-    def configure_callbacks(self) -> list[Callback]:
-        """The callbacks without which a run would be unsafe or mute, where the Trainer has none of their kind."""
-        from grpo_lightning.callbacks import EpochLine, LoRAWeightSync, PredictionWriter, RunDoctor
-
-        present = self.trainer.callbacks  # type: ignore[attr-defined]
-        kinds: tuple[type[Callback], ...] = (LoRAWeightSync, RunDoctor, EpochLine)
-        if self.trainer.predicting:
-            kinds += (PredictionWriter,)
-        return [kind() for kind in kinds if not any(isinstance(c, kind) for c in present)]
-
-    def configure_optimizers(self) -> Any:
-        """AdamW over what is trained, with the learning rate's schedule counted in optimizer steps."""
-        optimizer = AdamW(
-            list(self.policy.trainable_parameters().values()),
-            lr=self.hparams["learning_rate"],
-            weight_decay=self.hparams["weight_decay"],
+    def objective(self) -> Objective:
+        """The loss, with its weights as they are now."""
+        now = self._coefficients
+        in_loss = self.hparams["kl_in"] == "loss"
+        return replace(
+            self._objective,
+            kl_coef=now.kl if in_loss else 0.0,
+            kl_reward=0.0 if in_loss else now.kl,
+            entropy_coef=now.entropy_active,
         )
-        scheduler = LambdaLR(optimizer, self._lr_factor())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _lr_factor(self) -> Callable[[int], float]:
-        schedule = self.hparams["lr_schedule"]
-        planned = self._planned_updates() if schedule != "constant" else 0
-        return partial(lr_factor, warmup=self.hparams["warmup_updates"], planned=planned, schedule=schedule)
+    def training_state(self) -> dict[str, Any]:
+        """The numbers of the epoch so far, and the weights of the loss."""
+        return {"statistics": self._statistics.state_dict(), "coefficients": asdict(self._coefficients)}
 
-    def _planned_updates(self) -> int:
-        """Optimizer steps of the whole run, by arithmetic: Lightning's estimate would build the train loader."""
-        trainer, data = self.trainer, self._data()
-        ends = [trainer.max_steps] if trainer.max_steps > 0 else []
-        if trainer.max_epochs is not None and trainer.max_epochs > 0 and data is not None:
-            ends.append(trainer.max_epochs * epoch_updates(trainer, data.updates_per_epoch))
-        if not ends:
-            raise ConfigurationError(
-                f"lr_schedule={self.hparams['lr_schedule']!r} needs a planned end: set Trainer(max_epochs=...)"
-            )
-        return min(ends)
-
-    def setup(self, stage: str) -> None:
-        """Forget a fit that ended in an exception, and write checkpoints that are whole or absent."""
-        self.fitting = False
-        strategy = self.trainer.strategy
-        if type(strategy.checkpoint_io) is TorchCheckpointIO:
-            strategy.checkpoint_io = DurableCheckpointIO()
-        elif isinstance(strategy.checkpoint_io, _WrappingCheckpointIO):
-            name = type(strategy.checkpoint_io).__name__
-            rank_zero_warn(f"{name} writes through Lightning: a checkpoint may be left incomplete by a power cut.")
-
-    def on_fit_start(self) -> None:
-        """From here on rollouts may be made."""
-        self.fitting = True
-
-    def on_fit_end(self) -> None:
-        """Training is over."""
-        self.fitting = False
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self._statistics.load_state_dict(state["statistics"])
+        self._coefficients = Coefficients(**state["coefficients"])
 
     def token_weights(self, lengths: Sequence[int]) -> list[float]:
         """Loss weight of a token in each of an optimizer step's sequences (`functional.token_weights`)."""
-        return token_weights(lengths, self.hparams["aggregation"])
+        return token_weights(lengths, self.hparams["aggregation"], max_length=self.aggregation_length)
 
-    def weights_changed(self) -> None:
-        """Count a change of the weights. Whoever writes to them outside the optimizer must call this."""
-        self.policy_version += 1
+    @property
+    def aggregation_length(self) -> int | None:
+        """The fixed length that ``aggregation="constant"`` divides by."""
+        data, given = self._data(), self.hparams["aggregation_length"]
+        return given if given is not None or data is None else data.max_sampled
 
     def on_train_start(self) -> None:
         """Where an epoch goes on in its middle, no other hook of Lightning sets a scheduled accumulation."""
@@ -265,27 +252,51 @@ class GRPOModule(LightningModule):
             LedgerError: If not all of its targets were sampled by the policy.
         """
         batch.require_sampled()
-        current = self.policy.token_logprobs(batch)
+        objective = self.objective
+        current = self.policy.token_logprobs(batch, entropy_gradient=objective.entropy_coef > 0)
         logprobs = current.logprobs
-        surrogate = clipped_surrogate(
-            logprobs,
-            batch.old_logprobs,
-            batch.advantages,
-            batch.loss_weight,
-            clip_low=self.hparams["clip_low"],
-            clip_high=self.hparams["clip_high"],
-        )
-        loss = surrogate.loss
-        reference = torch.full_like(current.entropy, torch.nan)
-        if self.hparams["kl_coef"] > 0:
+        reference = torch.full_like(logprobs, torch.nan)
+        if objective.kl_coef:
             with self.policy.reference():
                 reference, *_ = self.policy.token_logprobs(batch)
-            loss = loss + self.hparams["kl_coef"] * (batch.loss_weight * kl_k3(logprobs, reference)).sum()
-        evidence = micro_batch_evidence(batch, current, surrogate, reference, self.policy_version)
+        loss = policy_loss(
+            objective,
+            LossInputs(
+                logprobs=logprobs,
+                old_logprobs=batch.proximal_logprobs if objective.proximal else batch.old_logprobs,
+                advantages=batch.advantages,
+                weight=batch.loss_weight,
+                sequence=batch.sequence_index,
+                marked=batch.marked,
+                behaviour=batch.old_logprobs,
+                focus=batch.focus,
+                reference=reference,
+                entropy=current.entropy,
+            ),
+        )
+        evidence = micro_batch_evidence(batch, current, loss, reference, self.policy_version)
         if logprobs.requires_grad:
             note = partial(self._note_gradient, len(self._evidence), batch.loss_weight > 0)
             logprobs.register_hook(note)  # type: ignore[no-untyped-call]
-        return loss, evidence
+        return loss.loss, evidence
+
+    def rescore(self, rollout: Rollout) -> Rescored:
+        """What this policy says of a rollout that it is about to be trained on, without dropout.
+
+        All processes must call it.
+        """
+
+        def compute(batch: PackedBatch) -> dict[str, Tensor]:
+            batch = batch.to(self.device)
+            current = self.policy.token_logprobs(batch)
+            found = {"logprobs": current.logprobs, "entropy": current.entropy}
+            if self.objective.kl_reward > 0:
+                with self.policy.reference():
+                    found["reference"] = self.policy.token_logprobs(batch).logprobs
+            return found
+
+        with evaluating(self.policy), torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            return rescore(rollout.batches, rollout.layout, compute)
 
     def _note_gradient(self, micro_batch: int, real: Tensor, gradient: Tensor) -> None:
         """What the backward pass brings to the log-probabilities of a micro-batch belongs to its evidence."""
@@ -328,11 +339,28 @@ class GRPOModule(LightningModule):
         self._statistics.add_update(update.evidence, update.input_tokens)
         self.log("policy/grad_norm", update.grad_norm, on_step=True, on_epoch=False)
         self.log_dict({f"ppo/ratio_{name}": v for name, v in update.ratio.items()}, on_step=True, on_epoch=False)
+        self.log_dict(self._controls.shown(self._coefficients), on_step=True, on_epoch=False)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take the step and count it as a new policy version."""
+        """Take the step and count it as a new policy version; beyond ``max_kl`` it was the epoch's last."""
         super().optimizer_step(*args, **kwargs)
         self.weights_changed()
+        evidence, max_kl = self.current_update().evidence, self.hparams["max_kl"]
+        if len(evidence):
+            kl = self._reference_kl(evidence)
+            self._coefficients = self._coefficients.after(self._controls, kl, float(evidence.entropy.mean()))
+        if max_kl is not None and is_beyond(evidence.log_ratio, max_kl):
+            end_epoch(self.trainer)
+
+    def _reference_kl(self, evidence: MicroBatchEvidence) -> float | None:
+        """Mean k3 to the reference of an update, or of the rollout where it stands in the reward; None without one."""
+        values = evidence.reference_kl
+        data = self._data()
+        if self.objective.kl_reward > 0 and data is not None and data.rollout is not None:
+            rescored = data.rollout.rescored
+            values = values if rescored is None else kl_k3(rescored.logprobs, rescored.reference)
+        values = values[~values.isnan()]
+        return float(values.mean()) if len(values) else None
 
     def examined(self, seconds: float) -> None:
         """Count time that the doctor took between an epoch's start and end; it is none of the training's."""
@@ -355,63 +383,13 @@ class GRPOModule(LightningModule):
         doctor = trained["time/doctor_seconds"] + sampled.get("time/doctor_seconds", 0.0)
         return {**trained, **sampled, "time/doctor_seconds": doctor}
 
-    def _data(self) -> RolloutDataModule | None:
-        data = getattr(self.trainer, "datamodule", None)
-        return data if isinstance(data, RolloutDataModule) else None
 
-    def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
-        """Generate and score one batch of held-out tasks."""
-        scores = self.trainer.datamodule.evaluate(batch)  # type: ignore[attr-defined]
-        for name, values in scores.items():
-            if values:
-                self.log(
-                    f"val/{name}",
-                    sum(values) / len(values),
-                    batch_size=len(values),
-                    on_step=False,
-                    on_epoch=True,
-                    prog_bar=name == "accuracy",
-                    sync_dist=True,
-                )
+def require_not_negative(**values: float) -> None:
+    """Refuse negative settings by name.
 
-    def predict_step(self, batch: TaskBatch, batch_idx: int) -> Predictions:
-        """Answer one batch of the tasks to predict."""
-        return Predictions(self.trainer.datamodule.predict(batch))  # type: ignore[attr-defined]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained, drop the frozen base and any secret; note the start, the version, the epoch so far."""
-        redact_hyperparameters(checkpoint)
-        trainable = self._trainable_keys()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
-        checkpoint[STATE_KEY] = {
-            "prompts": None if (data := self._data()) is None else data.sampler.encoder.record(),
-            "policy_version": self.policy_version,
-            "statistics": self._statistics.state_dict(),
-            "start": self._start_record,
-        }
-        drop_partial_update(checkpoint, self.trainer.accumulate_grad_batches)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the version, after checking that the checkpoint holds exactly the weights that are trained here.
-
-        Raises:
-            CheckpointError: If keys are missing or unknown, or the policy started from something else.
-        """
-        state = checkpoint.get(STATE_KEY)
-        if state is None:
-            raise CheckpointError("expected a checkpoint of a GRPOModule, but this one was saved by something else")
-        check_start(state["start"], self._start_record, self.model_name, self.hparams["adapter"])
-        trainable = self._trainable_keys()
-        expected = {name: tensor for name, tensor in self.state_dict().items() if name in trainable}
-        check_weights(checkpoint["state_dict"], expected)
-        data = self._data() if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING else None
-        if data is not None and type(data).__qualname__ not in checkpoint:
-            raise CheckpointError(
-                f"the checkpoint holds no state of {type(data).__name__}, so the order of tasks cannot go on. Resume "
-                "with the data module class that the run was started with"
-            )
-        self.policy_version = state["policy_version"]
-        self._statistics.load_state_dict(state["statistics"])
-
-    def _trainable_keys(self) -> set[str]:
-        return {f"policy.model.{name}" for name in self.policy.trainable_parameters()}
+    Raises:
+        ConfigurationError: If one is, or is no number.
+    """
+    for name, value in values.items():
+        if not value >= 0:
+            raise ConfigurationError(f"expected {name} >= 0, but got {value}")

@@ -122,13 +122,14 @@ class Policy(nn.Module):
                 parameter.data = current[name]
             torch.set_autocast_cache_enabled(cached)
 
-    def token_logprobs(self, batch: PackedBatch) -> TokenLogprobs:
+    def token_logprobs(self, batch: PackedBatch, *, entropy_gradient: bool = False) -> TokenLogprobs:
         """Log-probability of each sampled token, and its distribution, at the temperature it was sampled with.
 
         Logits are computed for the sampled tokens alone, in chunks (`functional.token_logprobs`).
 
         Args:
             batch: The packed micro-batch.
+            entropy_gradient: Whether the entropy has a gradient too.
         """
         return token_logprobs(
             self._hidden(batch),
@@ -136,6 +137,7 @@ class Policy(nn.Module):
             batch.target_ids,
             temperature=batch.temperature,
             banned_token_ids=batch.banned_token_ids,
+            entropy_gradient=entropy_gradient,
         )
 
     def log_distributions(self, batch: PackedBatch) -> Iterator[Tensor]:

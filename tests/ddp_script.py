@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,6 @@ from lightning.pytorch.loggers import CSVLogger
 from grpo_lightning import GRPOModule, RolloutDataModule, TransformersEngine, VLLMEngine
 from grpo_lightning.callbacks import AdapterExport, CompletionLog, RunSummary, TrajectoryStore
 from grpo_lightning.errors import GRPOError
-from grpo_lightning.functional import clipped_surrogate
 from grpo_lightning.tasks import SumTasks
 
 
@@ -22,11 +22,16 @@ class Record(Callback):
     def __init__(self):
         self.gradients = []
         self.ratios = []
+        self.evidence = []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         grads = [p.grad.flatten() for p in pl_module.policy.trainable_parameters().values()]
         self.gradients.append(torch.cat(grads).clone())
+        evidence = pl_module.current_update().evidence
         self.ratios.append(pl_module.current_update().ratio)
+        order = evidence.ledger_index.argsort()
+        rows = {name: getattr(evidence, name)[order] for name in ("ledger_index", "marked", "factor", "advantage")}
+        self.evidence.append(rows | {"kl_coef": pl_module._coefficients.kl})
 
 
 class Diverge(Callback):
@@ -49,8 +54,12 @@ def uneven(completion, task_id):
     return None if int(task_id.split("+")[0]) < 3 else float(len(completion))
 
 
+def flat(completion, task_id):
+    return 1.0 if int(task_id.split("+")[0]) < 3 else float(len(set(completion)))
+
+
 ENGINES = {"transformers": TransformersEngine, "vllm": VLLMEngine}
-REWARDS = {"length": length, "broken": broken, "uneven": uneven}
+REWARDS = {"length": length, "broken": broken, "uneven": uneven, "flat": flat}
 
 
 def main() -> None:
@@ -60,8 +69,9 @@ def main() -> None:
     if settings.get("fault") == "recompute":
         import grpo_lightning.module
 
-        grpo_lightning.module.clipped_surrogate = lambda new, old, *args, **kwargs: clipped_surrogate(
-            new, new.detach(), *args, **kwargs
+        right = grpo_lightning.module.policy_loss
+        grpo_lightning.module.policy_loss = lambda objective, inputs: right(
+            objective, replace(inputs, old_logprobs=inputs.logprobs.detach())
         )
     trainer = Trainer(
         accelerator="cpu",
@@ -86,9 +96,8 @@ def main() -> None:
             *([Diverge()] if settings.get("fault") == "diverge" else []),
         ],
     )
-    module = GRPOModule(
-        model, dtype="float32", lora_rank=4, learning_rate=1e-3, kl_coef=0.05, aggregation=settings["aggregation"]
-    )
+    own = {"learning_rate": 1e-3, "kl_coef": 0.05, "aggregation": settings["aggregation"]}
+    module = GRPOModule(model, dtype="float32", lora_rank=4, **{**own, **settings.get("module", {})})
     data = RolloutDataModule(
         SumTasks(5),
         REWARDS[settings.get("reward", "length")],
@@ -96,9 +105,9 @@ def main() -> None:
         val_size=4,
         prompts_per_rollout=6,
         samples_per_prompt=3,
-        updates_per_rollout=2,
         max_tokens=6,
         max_prompt_tokens=64,
+        **{"updates_per_rollout": 2, **settings.get("rollout", {})},
     )
     try:
         trainer.fit(module, data, ckpt_path=settings.get("ckpt_path"))
@@ -109,6 +118,7 @@ def main() -> None:
         {
             "gradients": torch.stack(record.gradients),
             "ratios": record.ratios,
+            "evidence": record.evidence,
             "weights": {n: p.detach() for n, p in module.policy.trainable_parameters().items()},
             "metrics": {n: float(v) for n, v in trainer.callback_metrics.items()},
             "version": module.policy_version,

@@ -225,3 +225,18 @@ def make_row(prompt: Sequence[int], completions: Sequence[Sequence[int]], *, wei
     begun = Ledger.of_prompt(prompt)
     ledgers = [begun.extended(tokens, Source.SAMPLED, 0, [-1.0] * len(tokens), 0) for tokens in completions]
     return Row(tuple(prompt), tuple(PackedSequence(ledger, 0, (1.0,), weight) for ledger in ledgers))
+
+
+def likeliest(probabilities, top_p, top_k):
+    """The tokens that truncated sampling keeps of one distribution, and their mass, by a loop over them."""
+    order = sorted(range(len(probabilities)), key=lambda i: -probabilities[i])
+    if top_k:
+        order = order[:top_k]
+    whole = math.fsum(probabilities[i] for i in order)
+    kept, mass = [], 0.0
+    for token in order:
+        if mass >= top_p * whole and top_p < 1:
+            break
+        kept.append(token)
+        mass = math.fsum(probabilities[i] for i in kept)
+    return set(kept), mass

@@ -1,9 +1,11 @@
 """What a user plugs in."""
 
+import torch
 from fakes import FakeEngine
 
 from grpo_lightning import GRPOModule, RolloutDataModule
 from grpo_lightning.errors import ConfigurationError
+from grpo_lightning.functional.terms import PolicyTerms, TokenLoss
 from grpo_lightning.tasks import SumTasks
 
 
@@ -124,3 +126,9 @@ class FailsLate:
         if self._calls > 10:
             raise RuntimeError("no more")
         return float(len(completion))
+
+
+def unclipped(terms: PolicyTerms, *, scale: float = 1.0) -> TokenLoss:
+    """A surrogate with a setting: the ratio as it is."""
+    nowhere = torch.zeros_like(terms.marked)
+    return TokenLoss(-scale * terms.log_ratio.exp() * terms.advantages, nowhere, nowhere)

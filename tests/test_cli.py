@@ -14,7 +14,7 @@ from grpo_lightning.cli import main, run
 from grpo_lightning.loading import load_policy
 from grpo_lightning.tasks import sequential, shuffled
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 TINY = [
     "--trainer.accelerator=cpu",
     "--trainer.devices=1",

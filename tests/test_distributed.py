@@ -70,6 +70,49 @@ def test_two_processes_equal_one(tmp_path, tiny_model, aggregation, reward, accu
         assert torch.equal(weight, two[1]["weights"][name])
 
 
+VARIANTS = {
+    "clip_cov": {"module": {"surrogate": "clip_cov", "surrogate_args": {"share": 0.2, "low": -9.0, "high": 9.0}}},
+    "entropy share and correction": {"module": {"entropy_share": 0.3, "correction": "tis_token"}},
+    "kl in the reward": {"module": {"kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.5, "kl_target": 1e-3}},
+    "constant": {"module": {"aggregation": "constant"}},
+    "sequences": {"module": {"ratio_level": "sequence", "entropy_coef": 0.01}},
+    "over the batch": {"rollout": {"advantage": "reinforce_pp", "max_refills": 1}, "reward": "flat"},
+}
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_two_processes_equal_one_in_all_variants(tmp_path, tiny_model, settings):
+    (one,) = results(tiny_model, tmp_path / "one", **settings)
+    two = results(tiny_model, tmp_path / "two", devices=2, **settings)
+    assert len(two) == 2
+    for rank in two:
+        assert rank["version"] == one["version"] == 4
+        for mine, expected in zip(rank["gradients"], one["gradients"], strict=True):
+            assert_close(mine, expected)
+        for mine, expected in zip(rank["evidence"], one["evidence"], strict=True):
+            assert torch.equal(mine["ledger_index"], expected["ledger_index"])
+            assert torch.equal(mine["marked"], expected["marked"])
+            for name in ("factor", "advantage"):
+                torch.testing.assert_close(mine[name], expected[name], rtol=0, atol=1e-4)
+            assert mine["kl_coef"] == pytest.approx(expected["kl_coef"])
+    assert float(one["gradients"].abs().max()) > 0
+    for name, weight in two[0]["weights"].items():
+        assert torch.equal(weight, two[1]["weights"][name])
+
+
+def test_two_processes_end_an_epoch_early_together(tmp_path, tiny_model):
+    settings = {
+        "module": {"max_kl": 1e-3, "learning_rate": 3e-2},
+        "rollout": {"updates_per_rollout": 1, "inner_epochs": 4},
+    }
+    (one,) = results(tiny_model, tmp_path / "one", **settings)
+    two = results(tiny_model, tmp_path / "two", devices=2, **settings)
+    assert one["version"] == two[0]["version"] == two[1]["version"] < 8
+    for rank in two:
+        assert rank["metrics"]["ppo/updates"] == one["metrics"]["ppo/updates"] < 4
+        assert len(rank["gradients"]) == len(one["gradients"])
+
+
 @pytest.mark.vllm
 def test_two_processes_share_the_first_ones_vllm(tmp_path, demo_model):
     one, two = results(demo_model, tmp_path / "two", devices=2, engine="vllm", max_epochs=1)

@@ -3,6 +3,8 @@
 A part of the fault matrix (`make fault-matrix`), which has many more of them and of healthy runs.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -11,7 +13,7 @@ from real import SharedVLLMEngine, fit, make_trainer, zeroed
 import grpo_lightning.module
 from grpo_lightning.callbacks import LoRAWeightSync, ParameterPerturbation, RatioDegeneracyDetector
 from grpo_lightning.errors import DegeneracyError, RatioDegeneracyError, StaleRolloutError
-from grpo_lightning.functional import clipped_surrogate
+from grpo_lightning.objective import policy_loss
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -31,11 +33,9 @@ def halted(trainer, error, *fragments):
         assert fragment in str(error.value), str(error.value)
 
 
-class SurrogateWithoutOld:
+def loss_without_old(objective, inputs):
     """The founding defect: both branches of an if/else computed the current policy's logprobs."""
-
-    def __call__(self, logprobs, old_logprobs, *args, **kwargs):
-        return clipped_surrogate(logprobs, logprobs.detach(), *args, **kwargs)
+    return policy_loss(objective, replace(inputs, old_logprobs=inputs.logprobs.detach()))
 
 
 class RecomputeOld(Callback):
@@ -47,7 +47,7 @@ class RecomputeOld(Callback):
 
 
 def test_old_logprobs_recomputed_in_the_loss(engine, demo_model, monkeypatch):
-    monkeypatch.setattr(grpo_lightning.module, "clipped_surrogate", SurrogateWithoutOld())
+    monkeypatch.setattr(grpo_lightning.module, "policy_loss", loss_without_old)
     trainer = make_trainer()
     with pytest.raises(RatioDegeneracyError) as error:
         fit(engine, demo_model, trainer=trainer)

@@ -62,6 +62,7 @@ def test_the_wheel_is_one_package(tmp_path):
     assert "grpo_lightning/callbacks/ratio_degeneracy.py" in names
     assert "grpo_lightning/py.typed" in names
     assert "grpo_lightning/configs/demo_cpu.yaml" in names
+    assert "grpo_lightning/configs/algorithms/dapo.yaml" in names
     viewer = {f"grpo_lightning/trajectories/viewer/{p.name}" for p in VIEWER.iterdir()}
     assert viewer <= set(names)
     assert len(viewer) > 2
@@ -75,5 +76,6 @@ def test_the_wheel_is_one_package(tmp_path):
         f"import sys; sys.path.insert(0, {str(site)!r}); from grpo_lightning.cli import main; main(['ls'])",
         cwd=tmp_path,
     )
-    assert {line.split()[0] for line in listed.splitlines()} == {p.stem for p in (ROOT / "configs").glob("*.yaml")}
+    configs = {p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml")}
+    assert {line.split()[0] for line in listed.splitlines()} == {str(p.with_suffix("")) for p in configs}
     assert found.strip() == str(site / "grpo_lightning" / "callbacks" / "__init__.py")

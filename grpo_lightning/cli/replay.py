@@ -75,7 +75,7 @@ def _replay(stored: "StoredEpoch", settings: Path, checkpoint: Path) -> "tuple[i
     from grpo_lightning.trajectories.replay import replay_update, update_batches
 
     with run_policy(settings, checkpoint) as module:
-        updates = update_batches(stored, module.token_weights)
+        updates = update_batches(stored, module.token_weights, module.objective.marks)
         count = sum(map(len, updates))
         with tqdm(desc="Replay", total=count, unit="micro-batch", leave=False, disable=None) as bar:
             return module.policy_version, [replay_update(module, batches, bar.update) for batches in updates]

@@ -86,7 +86,9 @@ CAUSES: tuple[Cause, ...] = (
     Cause("logprob_units", "logprob semantics", "the engine's logprobs are not natural logarithms"),
     Cause("raw_logprobs", "logprob semantics", "the engine returns raw logprobs, not those it sampled from"),
     Cause("wrong_temperature", "logprob semantics", "engine and trainer use different temperatures"),
-    Cause("truncated_sampling", "logprob semantics", "the engine cuts off unlikely tokens, the trainer does not"),
+    Cause(
+        "truncated_sampling", "logprob semantics", "the engine cuts off unlikely tokens, and not as the run declares"
+    ),
     Cause("other_weights", "mismatch", "the engine samples with other weights than the trainer holds"),
     Cause("mismatch", "mismatch", "trainer and engine disagree and no known cause explains it"),
     Cause("noisy_forward", "train-mode noise", "the trainer's own logprobs are noise beside the update", "warn"),

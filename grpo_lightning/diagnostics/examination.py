@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from grpo_lightning.diagnostics.checks.step import StepSize
 from grpo_lightning.diagnostics.thresholds import Thresholds
+from grpo_lightning.diagnostics.truncation import Kept
 from grpo_lightning.diagnostics.update import Update
 from grpo_lightning.diagnostics.verdict import Verdict
 from grpo_lightning.rollout.batch import PackedBatch
@@ -33,6 +34,8 @@ class Run:
         data: Its data module; None if batches come from elsewhere.
         sync: What publishes the adapter; None if nothing does.
         thresholds: The doctor's limits.
+        kept: What a declared truncation of the sampling keeps, of the first tokens of the rollout that is trained on;
+            None without one, and in all processes but the first.
         noise_floor: RMS difference in nats between trainer and engine at equal weights, as measured before the first
             rollout, the largest of all measurements; None if it was not. 0 says that they compute alike bit for bit.
     """
@@ -43,6 +46,7 @@ class Run:
     sync: "LoRAWeightSync | None"
     thresholds: Thresholds
     noise_floor: float | None = None
+    kept: Kept | None = None
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:

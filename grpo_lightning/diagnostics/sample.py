@@ -59,11 +59,12 @@ class Sample:
         return cls(scored_batch(pairs, temperature, banned), torch.tensor(logprobs, dtype=torch.float64))
 
 
-def draw_sample(data: "RolloutDataModule") -> Sample:
+def draw_sample(data: "RolloutDataModule", *, truncated: bool = False) -> Sample:
     """Have the engine complete a few of the run's prompts, with seeds that no rollout uses.
 
     Args:
         data: A data module that was set up, with an engine that serves the current policy.
+        truncated: Whether to sample with the run's ``top_p`` and ``top_k``.
 
     Raises:
         ConfigurationError: If a task's messages do not fit the chat template.
@@ -71,7 +72,7 @@ def draw_sample(data: "RolloutDataModule") -> Sample:
     sampler, count = data.sampler, len(data.tasks)
     encoded = sorted(prompts_of(data, min(count, _CANDIDATES)), key=len)
     prompts = [ids for ids in encoded[:PROMPTS] for _ in range(PROMPTS * SAMPLES // min(count, PROMPTS))]
-    settings = sampler.settings(data.temperature)
+    settings = sampler.settings(data.temperature, truncated=truncated)
     settings = replace(settings, max_tokens=min(TOKENS, settings.max_tokens))
 
     async def generate() -> list[Generation]:

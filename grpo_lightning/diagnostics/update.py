@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.diagnostics.evidence import MicroBatchEvidence
-from grpo_lightning.functional import PolicyLoss, TokenLogprobs
+from grpo_lightning.functional import TokenLogprobs
+from grpo_lightning.objective import PolicyLoss
 from grpo_lightning.rollout.batch import PackedBatch
 
 
@@ -44,7 +45,7 @@ class Update:
         }
         fresh = evidence.first_of_rollout & (evidence.updates_since_sampling == 0)
         if bool(fresh.any()):
-            numbers["mismatch/logprob_abs_mean"] = float(d[fresh].abs().mean())
+            numbers["mismatch/logprob_abs_mean"] = float(evidence.sampler_log_ratio[fresh].abs().mean())
         return numbers
 
 
@@ -61,7 +62,7 @@ def micro_batch_evidence(
     Args:
         batch: The micro-batch.
         current: What the current policy says of its targets.
-        loss: What the surrogate computed from that.
+        loss: What the loss was.
         reference: Log-probabilities under the reference, ``[N]``; NaN if they were not computed.
         version: The policy's version.
     """
@@ -81,15 +82,22 @@ def micro_batch_evidence(
         first_of_rollout=torch.full((count,), batch.first_of_rollout),
         logprobs=keep(current.logprobs).double(),
         log_ratio=keep(loss.log_ratio).double(),
+        behaviour=keep(batch.old_logprobs).double(),
+        proximal=unknown,
         stored=unknown,
         loss_weight=keep(batch.loss_weight).double(),
         advantage=keep(batch.advantages).double(),
         updates_since_sampling=version - keep(batch.policy_version),
+        marked=keep(batch.marked),
         clipped_low=keep(loss.clipped_low),
         clipped_high=keep(loss.clipped_high),
+        factor=keep(loss.factor).double(),
+        dropped=keep(loss.dropped),
+        capped=keep(loss.capped),
         entropy=keep(current.entropy).double(),
         surprisal_variance=keep(current.surprisal_variance).double(),
         mass_above=keep(current.mass_above).double(),
         reference=keep(reference).double(),
+        log_mass=torch.zeros_like(unknown),
         gradient=unknown,
     )

@@ -1,17 +1,30 @@
-"""Pure functions: advantages, the surrogate loss, KL estimators, chunked log-probabilities, pass@k."""
+"""Pure functions: ratios, surrogates, advantages, KL estimators, corrections, chunked log-probabilities, pass@k."""
 
-from grpo_lightning.functional.advantage import group_advantages
-from grpo_lightning.functional.aggregation import Aggregation, token_weights
-from grpo_lightning.functional.kl import kl_k3
+from grpo_lightning.functional.advantages import ESTIMATORS, Judged, group_advantages
+from grpo_lightning.functional.aggregation import AGGREGATIONS, Aggregation, token_weights
+from grpo_lightning.functional.correction import CORRECTIONS, Correction
+from grpo_lightning.functional.kl import KL_ESTIMATORS, KLEstimator, kl_k3
 from grpo_lightning.functional.logprobs import TokenLogprobs, log_distributions, token_logprobs
-from grpo_lightning.functional.loss import PolicyLoss, clipped_surrogate
 from grpo_lightning.functional.pass_at_k import pass_at_k
+from grpo_lightning.functional.ratio import RATIO_LEVELS, RatioName
+from grpo_lightning.functional.surrogates import SURROGATES
+from grpo_lightning.functional.terms import PolicyTerms, TokenLoss
 
 __all__ = [
+    "AGGREGATIONS",
+    "CORRECTIONS",
+    "ESTIMATORS",
+    "KL_ESTIMATORS",
+    "RATIO_LEVELS",
+    "SURROGATES",
     "Aggregation",
-    "PolicyLoss",
+    "Correction",
+    "Judged",
+    "KLEstimator",
+    "PolicyTerms",
+    "RatioName",
     "TokenLogprobs",
-    "clipped_surrogate",
+    "TokenLoss",
     "group_advantages",
     "kl_k3",
     "log_distributions",

@@ -20,9 +20,14 @@ _PER_TOKEN = {
 
 
 class EpochStatistics:
-    """Accumulates the updates of one epoch, over all processes; see ``docs/metrics.md`` for each number."""
+    """Accumulates the updates of one epoch, over all processes; see ``docs/metrics.md`` for each number.
 
-    def __init__(self) -> None:
+    Args:
+        corrected: Whether the loss corrects for the engine, so that what the correction did is counted.
+    """
+
+    def __init__(self, corrected: bool = False) -> None:
+        self._corrected = corrected
         # Its input comes from all processes already.
         self._ratio = RatioStats(sync_on_compute=False)
         self.reset()
@@ -46,6 +51,7 @@ class EpochStatistics:
         self._ratio.update(d)
         self._add(
             {
+                "updates": 1,
                 "tokens": len(evidence),
                 "input_tokens": input_tokens,
                 "clipped_low": float(evidence.clipped_low.sum()),
@@ -55,20 +61,29 @@ class EpochStatistics:
                 "entropy": float(evidence.entropy.sum()),
             }
         )
+        if self._corrected:
+            self._add(
+                {
+                    "dropped": float(evidence.dropped.sum()),
+                    "capped": float(evidence.capped.sum()),
+                    "factor": float(evidence.factor.sum()),
+                }
+            )
         known = ~evidence.reference_kl.isnan()
         self._add({"reference_tokens": int(known.sum()), "reference_kl": float(evidence.reference_kl[known].sum())})
         k = evidence.updates_since_sampling
         self._max_k = max(self._max_k, int(k.max()) if len(k) else 0)
         fresh = evidence.first_of_rollout & (k == 0)
         if bool(fresh.any()):
+            apart = evidence.sampler_log_ratio[fresh]
             self._add(
                 {
                     "fresh_tokens": int(fresh.sum()),
-                    "fresh_abs": float(d[fresh].abs().sum()),
-                    "fresh_k3": float(k3[fresh].sum()),
+                    "fresh_abs": float(apart.abs().sum()),
+                    "fresh_k3": float((torch.expm1(apart) - apart).sum()),
                 }
             )
-            self._max_fresh = max(self._max_fresh, float(d[fresh].abs().max()))
+            self._max_fresh = max(self._max_fresh, float(apart.abs().max()))
 
     def add_seconds(self, seconds: float) -> None:
         """Add the time of a micro-batch."""
@@ -89,12 +104,17 @@ class EpochStatistics:
         metrics = {f"ppo/ratio_{name}": float(value) for name, value in self._ratio.compute().items()}
         metrics |= {name: sums[key] / tokens for key, name in _PER_TOKEN.items()}
         metrics |= {
+            "ppo/updates": sums["updates"],
             "ppo/updates_since_sampling": float(self._max_k),
             "tokens/trained": sums["tokens"],
             "time/train_seconds": sums["seconds"],
             "time/doctor_seconds": sums["doctor_seconds"],
             "throughput/train_tokens_per_second": sums["input_tokens"] / max(1e-9, sums["seconds"]),
         }
+        if self._corrected:
+            metrics["correction/dropped_fraction"] = sums["dropped"] / tokens
+            metrics["correction/truncated_fraction"] = sums["capped"] / tokens
+            metrics["correction/weight_mean"] = sums["factor"] / tokens
         if sums["reference_tokens"]:
             metrics["policy/kl_reference"] = sums["reference_kl"] / sums["reference_tokens"]
         if fresh := sums["fresh_tokens"]:

@@ -69,7 +69,7 @@ class Scorer:
         if reserved:
             raise ConfigurationError(f"expected a reward function with another name than {', '.join(reserved)}")
         self._functions = dict(zip(_unique_names(functions), functions, strict=True))
-        self._weights = dict(zip(self._functions, weights or [1.0] * len(functions), strict=True))
+        self.weights = dict(zip(self._functions, weights or [1.0] * len(functions), strict=True))
         self._timeout = timeout
         self._on_error = on_error
 
@@ -152,7 +152,7 @@ class Scorer:
             if self._on_error == "raise":
                 raise RewardError(failures[0] + ". Raise reward_timeout, or set reward_errors to 'skip'.")
             return Score(rewards, None, "; ".join(failures))
-        values = [self._weights[name] * value for name, value in rewards.items() if value is not None]
+        values = [self.weights[name] * value for name, value in rewards.items() if value is not None]
         return Score(rewards, math.fsum(values) if values else None)
 
 

@@ -25,6 +25,9 @@ _PER_TARGET = (
     "old_logprobs",
     "advantages",
     "loss_weight",
+    "marked",
+    "proximal_logprobs",
+    "focus",
     "policy_version",
     "turn",
     "source",
@@ -50,6 +53,11 @@ class PackedBatch:
         old_logprobs: Log-probability stored when the token was sampled, float32 ``[N]``.
         advantages: Advantage of each sampled token, float32 ``[N]``.
         loss_weight: Weight in the loss of the whole optimizer step, float32 ``[N]``; 0 in fillers.
+        marked: Tokens that the surrogate treats apart, chosen for the whole optimizer step, bool ``[N]``.
+        proximal_logprobs: Log-probability of each token as the trainer computed it before the epoch, float32 ``[N]``;
+            NaN if it did not.
+        focus: Tokens that the surrogate is computed of; all but where high-entropy tokens alone are trained on,
+            bool ``[N]``.
         policy_version: Version that sampled each token, int64 ``[N]``.
         turn: Turn of its episode that each sampled token belongs to, int64 ``[N]``.
         source: `Source` of each target as its ledger has it, int8 ``[N]``.
@@ -70,6 +78,9 @@ class PackedBatch:
     old_logprobs: Tensor
     advantages: Tensor
     loss_weight: Tensor
+    marked: Tensor
+    proximal_logprobs: Tensor
+    focus: Tensor
     policy_version: Tensor
     turn: Tensor
     source: Tensor
@@ -94,6 +105,9 @@ class PackedBatch:
         old_logprobs: Tensor,
         advantages: Tensor,
         loss_weight: Tensor,
+        marked: Tensor,
+        proximal_logprobs: Tensor,
+        focus: Tensor,
         policy_version: Tensor,
         turn: Tensor,
         source: Tensor,

@@ -49,6 +49,7 @@ class Episode:
         failure: Why it cannot be scored.
         closing: What the environment said after the last action; the policy never saw it.
         attempts: How often it was begun; more than once after a fault of the infrastructure.
+        masked: Whether its tokens are kept out of the loss although its reward counts in its group.
 
     Raises:
         LedgerError: If the sampled tokens of the ledgers are not those of the actions, bit for bit.
@@ -62,6 +63,7 @@ class Episode:
     failure: str | None = None
     closing: tuple[Message, ...] = ()
     attempts: int = 1
+    masked: bool = False
 
     def __post_init__(self) -> None:
         for name, column in (("token_ids", "token_ids"), ("token_logprobs", "logprobs")):
@@ -101,6 +103,7 @@ class Group:
         task: The task.
         episodes: In seed order.
         advantages: For each episode one value per turn; 0 where it cannot be scored. Empty for evaluation.
+        greedy: Reward of the greedy answer to the task, where advantages compare with it.
 
     Raises:
         RolloutError: If the episodes do not begin with the same prompt.
@@ -109,6 +112,7 @@ class Group:
     task: Task
     episodes: tuple[Episode, ...]
     advantages: tuple[tuple[float, ...], ...] = ()
+    greedy: float | None = None
 
     def __post_init__(self) -> None:
         ledgers = [episode.ledgers[0] for episode in self.episodes if episode.ledgers]

@@ -77,7 +77,7 @@ def locate(groups: Sequence[Group]) -> list[LocatedGroup]:
 
 
 def is_trainable(episode: Episode) -> bool:
-    """Whether an episode has a reward, and tokens of the policy that earned it."""
+    """Whether an episode has a reward to compare, and tokens of the policy that earned it."""
     return episode.reward is not None and any(ledger.sampled.any() for ledger in episode.ledgers)
 
 
@@ -86,13 +86,13 @@ def usable_rows(groups: Sequence[LocatedGroup], token_weights: TokenWeights) -> 
 
     The episodes of a group share their prompt; where an episode was split, its further sequences have prompts of
     their own. All sequences of an episode together weigh as much as if it were one. A group with fewer than two
-    trainable episodes has nothing to compare and gives no row.
+    trainable episodes has nothing to compare and gives no row; of the others, masked episodes count in no mean.
     """
     kept = []
     for located in groups:
         trainable = [i for i, episode in enumerate(located.group.episodes) if is_trainable(episode)]
         if len(trainable) >= 2:
-            kept.append((located, trainable))
+            kept.append((located, [i for i in trainable if not located.group.episodes[i].masked]))
     lengths = [
         sum(int(ledger.sampled.sum()) for ledger in located.group.episodes[i].ledgers)
         for located, trainable in kept
@@ -196,6 +196,9 @@ def pack(rows: Sequence[Row], temperature: float, banned_token_ids: tuple[int, .
                 "old_logprobs": ledger.logprobs[sampled].astype(np.float32),
                 "advantages": np.array(item.advantages, dtype=np.float32)[turns],
                 "loss_weight": np.full(len(sampled), item.weight, dtype=np.float32),
+                "marked": np.zeros(len(sampled), dtype=np.bool_),
+                "proximal_logprobs": np.full(len(sampled), np.nan, dtype=np.float32),
+                "focus": np.ones(len(sampled), dtype=np.bool_),
                 "policy_version": ledger.policy_version[sampled],
                 "turn": turns,
                 "source": ledger.source[sampled],

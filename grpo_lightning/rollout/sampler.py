@@ -41,6 +41,8 @@ class Sampler:
         restarts: How often the engine is started again in one rollout if it dies.
         sync: Makes the engine serve the current policy.
         restart: Starts the engine again.
+        top_p: Mass of the likeliest tokens that truncated sampling keeps.
+        top_k: How many of them it keeps; 0 for all.
     """
 
     engine: RolloutEngine
@@ -55,11 +57,19 @@ class Sampler:
     restarts: int
     sync: Callable[[], None]
     restart: Callable[[], None]
+    top_p: float = 1.0
+    top_k: int = 0
 
-    def settings(self, temperature: float) -> SamplingSettings:
-        """How completions are sampled at a temperature."""
+    def settings(self, temperature: float, *, truncated: bool = False) -> SamplingSettings:
+        """How completions are sampled at a temperature.
+
+        Args:
+            temperature: The temperature.
+            truncated: Whether ``top_p`` and ``top_k`` apply, as in what is trained on.
+        """
+        top_p, top_k = (self.top_p, self.top_k) if truncated else (1.0, 0)
         return SamplingSettings(
-            self.max_tokens, temperature, self.encoder.stop_token_ids, self.stop, self.banned_token_ids
+            self.max_tokens, temperature, self.encoder.stop_token_ids, self.stop, self.banned_token_ids, top_p, top_k
         )
 
     def sample(
@@ -73,6 +83,7 @@ class Sampler:
         key: object,
         trainer_bar: Any,
         record: GenerationRecord | None = None,
+        truncated: bool = False,
     ) -> list[Group]:
         """Play and score every task.
 
@@ -85,6 +96,7 @@ class Sampler:
             key: Names this rollout; its episodes' seeds depend on it.
             trainer_bar: The Trainer's progress bar.
             record: Takes note of what the engine returns.
+            truncated: Whether ``top_p`` and ``top_k`` apply.
 
         Raises:
             EngineDiedError: If the engine died more often than it may be started again.
@@ -97,7 +109,7 @@ class Sampler:
                     self.sync()
                     served = True
                     # Fresh for each attempt: what it holds belongs to the engine's event loop.
-                    player = self._player(scorer, temperature, key, record)
+                    player = self._player(scorer, self.settings(temperature, truncated=truncated), key, record)
                     groups = self.engine.run(
                         collect(player, tasks, samples_per_task=samples, finished=finished, on_episode=on_episode)
                     )
@@ -120,11 +132,13 @@ class Sampler:
         report_broken(title, groups)
         return groups
 
-    def _player(self, scorer: Scorer, temperature: float, key: object, record: GenerationRecord | None) -> Player:
+    def _player(
+        self, scorer: Scorer, sampling: SamplingSettings, key: object, record: GenerationRecord | None
+    ) -> Player:
         return Player(
             engine=self.engine if record is None else NotedEngine(self.engine, record),
             encoder=self.encoder,
-            sampling=self.settings(temperature),
+            sampling=sampling,
             scorer=scorer,
             settings=self.episodes,
             max_context=self.max_context,

@@ -38,7 +38,8 @@ class RolloutSchedule:
         """A rollout was made."""
         self.current = rollout
         self.rollouts += 1
-        self.tasks_drawn += len(rollout.origin.tasks)
+        origin = rollout.origin
+        self.tasks_drawn += len(origin.tasks) if origin.drawn is None else origin.drawn
 
     def state_dict(self, fit_loop: Any) -> dict[str, Any]:
         """Counts, random generators of all processes, and the rollout if it is still needed.
@@ -57,8 +58,12 @@ class RolloutSchedule:
         progress = fit_loop.epoch_progress.current
         if self.current is not None and self.current.origin.epoch == progress.processed:
             begun = progress.started > progress.processed
-            position = fit_loop.epoch_loop.batch_progress.current.processed if begun else NOT_BEGUN
-            if begun:
+            batches = fit_loop.epoch_loop.batch_progress
+            position = batches.current.processed if begun else NOT_BEGUN
+            if begun and batches.is_last_batch:
+                # Also where an epoch was ended early: what is left of it is not trained on.
+                position = len(self.current.batches)
+            elif begun:
                 # Back to the last optimizer step, as `drop_partial_update` does.
                 position -= position % self.current.layout.micro_batches
             state["rollout"] = rollout_to_state(self.current, position)

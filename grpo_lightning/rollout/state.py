@@ -30,12 +30,16 @@ def rollout_to_state(rollout: Rollout, position: int) -> dict[str, Any]:
         "number": origin.number,
         "epoch": origin.epoch,
         "tasks": list(origin.tasks),
+        "drawn": origin.drawn,
+        "top_p": origin.top_p,
+        "top_k": origin.top_k,
         "metrics": dict(origin.metrics),
         "groups": [_group_to_state(group) for group in rollout.groups],
         "layout": asdict(rollout.layout),
         "temperature": rollout.batches[0].temperature,
         "banned_token_ids": list(rollout.batches[0].banned_token_ids),
         "position": position,
+        "rescored": None if rollout.rescored is None else rollout.rescored.state(),
     }
 
 
@@ -71,9 +75,24 @@ def rollout_from_state(
             f"{len(sampling.banned_token_ids)}: its ratios would mean nothing. Resume with the same temperature and "
             "bad_words, or from an epoch's end"
         )
+    if (state["top_p"], state["top_k"]) != (sampling.top_p, sampling.top_k):
+        raise CheckpointError(
+            f"the checkpoint's unfinished rollout was sampled with top_p {state['top_p']:g} and top_k "
+            f"{state['top_k']}, but now there are {sampling.top_p:g} and {sampling.top_k}: it is judged by what is set "
+            "now. Resume with the same, or from an epoch's end"
+        )
     if any(index >= len(source) for index in state["tasks"]):
         raise CheckpointError(f"the checkpoint's rollout is of more tasks than the {len(source)} there are now")
-    origin = Origin(state["version"], state["number"], state["epoch"], tuple(state["tasks"]), dict(state["metrics"]))
+    origin = Origin(
+        state["version"],
+        state["number"],
+        state["epoch"],
+        tuple(state["tasks"]),
+        dict(state["metrics"]),
+        state["drawn"],
+        state["top_p"],
+        state["top_k"],
+    )
     groups = [_group(saved, source[i]) for saved, i in zip(state["groups"], state["tasks"], strict=True)]
     return origin, groups, state["position"]
 
@@ -82,6 +101,7 @@ def _group_to_state(group: Group) -> dict[str, Any]:
     return {
         "task": group.task.id,
         "advantages": [list(values) for values in group.advantages],
+        "greedy": group.greedy,
         "episodes": [_episode_to_state(episode) for episode in group.episodes],
     }
 
@@ -96,6 +116,7 @@ def _episode_to_state(episode: Episode) -> dict[str, Any]:
         "failure": episode.failure,
         "closing": plain(episode.closing),
         "attempts": episode.attempts,
+        "masked": episode.masked,
     }
 
 
@@ -118,6 +139,7 @@ def _group(state: Mapping[str, Any], task: Task) -> Group:
         task,
         tuple(_episode(saved) for saved in state["episodes"]),
         tuple(tuple(values) for values in state["advantages"]),
+        state["greedy"],
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo_lightning.errors import ConfigurationError, RolloutError
+from grpo_lightning.functional.truncation import truncated
 from grpo_lightning.rollout.engine import CURRENT, Adapter, EngineSpec, require_directory, resolve
 from grpo_lightning.rollout.loop import EventLoopThread
 from grpo_lightning.rollout.types import AdapterRef, FinishReason, Generation, SamplingSettings
@@ -307,6 +308,8 @@ def _pick(logits_BV: Tensor, params: SamplingSettings, generators: list[torch.Ge
     logits_BV = logits_BV.index_fill(1, torch.tensor(params.banned_token_ids, dtype=torch.int64), -torch.inf)
     logp_BV = (logits_BV / temperature if temperature > 0 else logits_BV).log_softmax(-1)
     if temperature > 0:
+        if params.top_p < 1 or params.top_k > 0:
+            logp_BV = truncated(logp_BV, top_p=params.top_p, top_k=params.top_k)
         # Exponential races: argmin(E / p) with E ~ Exp(1) is a draw from p, one generator a row.
         noise = torch.stack([torch.empty(logp_BV.shape[1]).exponential_(generator=g) for g in generators])
         tokens_B = (logp_BV - noise.log()).argmax(-1)

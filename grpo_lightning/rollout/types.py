@@ -37,8 +37,8 @@ class Task:
 class SamplingSettings:
     """How completions are sampled.
 
-    There is no top-p or top-k: truncated sampling draws from another distribution than the one the trainer
-    differentiates, and the ratios would be wrong without any sign of it.
+    With ``top_p`` or ``top_k`` tokens are drawn from another distribution than the one the trainer differentiates. The
+    engine returns the logprobs of the one it drew from, and `RolloutDataModule` asks for a correction.
 
     Attributes:
         max_tokens: Longest completion, in tokens.
@@ -46,6 +46,8 @@ class SamplingSettings:
         stop_token_ids: Tokens that end a completion; the one that did is part of it.
         stop: Texts that end a completion with the token that completes one of them; that token is part of it.
         banned_token_ids: Tokens that have probability 0. The trainer leaves them out of its softmax as well.
+        top_p: Only the fewest likeliest tokens that hold this mass are drawn; 1 for all.
+        top_k: Only so many of the likeliest tokens are drawn, before ``top_p`` applies; 0 for all.
     """
 
     max_tokens: int
@@ -53,6 +55,8 @@ class SamplingSettings:
     stop_token_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
     banned_token_ids: tuple[int, ...] = ()
+    top_p: float = 1.0
+    top_k: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Generation:
 
     Attributes:
         token_ids: Sampled tokens, including the one that stopped it.
-        logprobs: Processed (after temperature) log-probability of each sampled token.
+        logprobs: Log-probability of each sampled token in the distribution that it was drawn from: after temperature,
+            banned tokens and truncation.
         finish_reason: ``"stop"`` or ``"length"``.
         policy_version: Version that the engine served for all of these tokens.
     """

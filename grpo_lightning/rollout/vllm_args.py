@@ -5,18 +5,17 @@ from collections.abc import Collection, Iterable
 
 from grpo_lightning.errors import ConfigurationError
 
-_DISTRIBUTION = (
-    "it makes vLLM draw from another distribution than the one that the trainer differentiates, and no correction for "
-    "that is available"
-)
+_OTHER = "it makes vLLM draw from another distribution than the one that the trainer differentiates"
+_DISTRIBUTION = f"{_OTHER}, and no correction for that is available"
 _ADAPTER = "VLLMEngine sets it from the module's adapter"
 _TOKENIZER = "prompts and completions are token ids of the module's model, and vLLM must read them in the same way"
 
 REFUSED_ENGINE_ARGS = {
     **dict.fromkeys(
+        ("top_p", "top_k"), f"{_OTHER}, of which nothing would know; RolloutDataModule has a setting of that name"
+    ),
+    **dict.fromkeys(
         (
-            "top_p",
-            "top_k",
             "min_p",
             "temperature",
             "presence_penalty",

@@ -169,7 +169,7 @@ class VLLMEngine:
             "max_loras": 1,
             "max_lora_rank": next(r for r in _SUPPORTED_LORA_RANKS if r >= spec.lora_rank),
             "lora_dtype": "auto" if self.lora_dtype == "auto" else getattr(torch, self.lora_dtype),
-            # The sampler's distribution is the one after temperature; raw logprobs would ignore it.
+            # The sampler's distribution is the one after temperature, top-p and top-k; raw logprobs would ignore it.
             "logprobs_mode": "processed_logprobs",
             # Otherwise top-p, top-k and penalties of the model folder's generation_config.json apply.
             "generation_config": "vllm",
@@ -250,6 +250,9 @@ class VLLMEngine:
             SamplingParams(
                 max_tokens=params.max_tokens,
                 temperature=params.temperature,
+                # Both are part of "processed" logprobs.
+                top_p=params.top_p,
+                top_k=params.top_k,
                 seed=seed,
                 logprobs=0,
                 stop_token_ids=list(params.stop_token_ids),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from grpo_lightning.diagnostics import MicroBatchEvidence
+from grpo_lightning.functional.marks import Marks
 from grpo_lightning.metrics import EpochStatistics
 from grpo_lightning.module import GRPOModule
 from grpo_lightning.rollout.batch import PackedBatch
@@ -39,19 +40,22 @@ def sampling_versions(stored: StoredEpoch) -> list[int]:
     return sorted({int(version) for ledger in ledgers for version in ledger.policy_version[ledger.sampled]})
 
 
-def update_batches(stored: StoredEpoch, token_weights: TokenWeights) -> list[list[PackedBatch]]:
+def update_batches(
+    stored: StoredEpoch, token_weights: TokenWeights, marks: Marks | None = None
+) -> list[list[PackedBatch]]:
     """The micro-batches of each optimizer step of one pass over the epoch, of all processes together.
 
     Args:
         stored: The epoch.
         token_weights: Loss weights, as for `micro_batches.cut`.
+        marks: Chosen tokens, as there.
 
     Raises:
         RolloutError: If no group can be trained on.
     """
     # The longest completion has no say in how finished ones are cut.
     sampling = SamplingSettings(1, stored.temperature, banned_token_ids=stored.banned_token_ids)
-    parts = cut(stored.groups, replace(stored.layout, passes=1), token_weights, sampling)
+    parts = cut(stored.groups, replace(stored.layout, passes=1), token_weights, sampling, marks)
     # No step is taken, so that every micro-batch is computed with the weights of the first.
     batches = [batch.replace(first_of_rollout=True) for together in zip(*parts, strict=True) for batch in together]
     size = stored.layout.micro_batches * stored.layout.processes

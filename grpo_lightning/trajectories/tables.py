@@ -46,6 +46,7 @@ SCHEMAS: dict[str, Any] = {
             ("failure", pa.string()),
             ("closing", pa.string()),
             ("attempts", pa.int64()),
+            ("masked", pa.bool_()),
         ]
     ),
     "turns": pa.schema(
@@ -130,6 +131,7 @@ def _episode_row(group: int, number: int, episode: Episode, advantages: Sequence
         "failure": _optional(episode.failure),
         "closing": to_json(episode.closing),
         "attempts": episode.attempts,
+        "masked": episode.masked,
     }
 
 
@@ -240,6 +242,7 @@ def _episode(row: Mapping[str, Any], turns: Sequence[Mapping[str, Any]], ledgers
         failure=_optional_back(row["failure"]),
         closing=from_json(row["closing"]),
         attempts=row["attempts"],
+        masked=row["masked"],
     )
 
 

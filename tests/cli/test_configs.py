@@ -12,7 +12,9 @@ CONFIGS = Path(__file__).parent.parent.parent / "configs"
 def test_all_that_is_there_is_listed(capsys):
     assert main(["ls"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    whole = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    layers = sorted(f"algorithms/{path.stem}" for path in (CONFIGS / "algorithms").glob("*.yaml"))
+    assert [line.split()[0] for line in lines] == [*whole, *layers]
     assert all(len(line.split()) > 4 for line in lines), "each says what it is"
     assert "The demo: SmolLM2-135M-Instruct learns sums" in lines[0]
 
@@ -27,6 +29,12 @@ def test_a_copy_is_the_same(folder, target, expected, capsys):
     assert (folder / expected).read_bytes() == (CONFIGS / "demo_cpu.yaml").read_bytes()
 
 
+def test_a_copy_of_an_algorithm(folder, capsys):
+    assert main(["cp", "algorithms/dapo"]) == 0
+    assert capsys.readouterr().out == "dapo.yaml\n"
+    assert (folder / "dapo.yaml").read_bytes() == (CONFIGS / "algorithms" / "dapo.yaml").read_bytes()
+
+
 def test_nothing_is_overwritten(folder):
     (folder / "demo_cpu.yaml").write_text("mine")
     with pytest.raises(ConfigurationError, match="expected a new file, but demo_cpu.yaml exists already"):
@@ -37,3 +45,8 @@ def test_nothing_is_overwritten(folder):
 def test_an_unknown_name(folder):
     with pytest.raises(ConfigurationError, match=f"choose one of {', '.join(shipped())}"):
         copy("banana")
+
+
+def test_an_algorithm_without_its_folder(folder):
+    with pytest.raises(ConfigurationError, match="did you mean algorithms/dapo"):
+        copy("dapo")

@@ -5,7 +5,8 @@ import torch
 from fakes import make_row
 
 from grpo_lightning.diagnostics.update import gradient_norm, micro_batch_evidence
-from grpo_lightning.functional import PolicyLoss, TokenLogprobs
+from grpo_lightning.functional import TokenLogprobs
+from grpo_lightning.objective import PolicyLoss
 from grpo_lightning.rollout.ledger import Ledger, Source
 from grpo_lightning.rollout.packing import PackedSequence, Row, filler_row, pack
 
@@ -14,7 +15,9 @@ def evidence_of(batch, version=7):
     n = batch.num_targets
     values = torch.arange(n, dtype=torch.float32)
     no = torch.zeros(n, dtype=torch.bool)
-    loss = PolicyLoss(loss=values.sum(), log_ratio=values / 10, clipped_low=no, clipped_high=~no)
+    loss = PolicyLoss(
+        values.sum(), values / 10, clipped_low=no, clipped_high=~no, factor=values + 1, dropped=no, capped=~no
+    )
     current = TokenLogprobs(-values, values + 1, values, values / 10)
     return micro_batch_evidence(batch, current, loss, torch.full((n,), torch.nan), version)
 

@@ -1,5 +1,7 @@
 """Faults of the update put into short real runs, and healthy runs that look like them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
@@ -15,8 +17,7 @@ from grpo_lightning.diagnostics.examinations.step import StepExamination
 from grpo_lightning.diagnostics.thresholds import Thresholds
 from grpo_lightning.diagnostics.verdict import Status
 from grpo_lightning.errors import DegeneracyError
-from grpo_lightning.functional import PolicyLoss
-from grpo_lightning.functional.loss import clipped_surrogate
+from grpo_lightning.objective import policy_loss
 from grpo_lightning.policy import Policy
 
 
@@ -73,14 +74,14 @@ def found(tmp_path, model, cause, *words, by=1, **settings):
 
 
 def replaced_loss(monkeypatch, make):
-    monkeypatch.setattr(grpo_lightning.module, "clipped_surrogate", make(clipped_surrogate))
+    monkeypatch.setattr(grpo_lightning.module, "policy_loss", make(policy_loss))
 
 
 def scaled(factor):
     def make(right):
-        def wrong(*args, **settings):
-            loss = right(*args, **settings)
-            return PolicyLoss(factor * loss.loss, loss.log_ratio, loss.clipped_low, loss.clipped_high)
+        def wrong(objective, inputs):
+            loss = right(objective, inputs)
+            return replace(loss, loss=factor * loss.loss)
 
         return wrong
 
@@ -94,11 +95,11 @@ class Held:
         self.weights, self.noise = {}, noise
         right = Policy.token_logprobs
 
-        def wrong(policy, batch):
+        def wrong(policy, batch, **options):
             if not self.weights:
                 self.weights = {n: p.detach().clone() for n, p in policy.trainable_parameters().items()}
             with policy._holding(self.weights):
-                return right(policy, batch)
+                return right(policy, batch, **options)
 
         monkeypatch.setattr(Policy, "token_logprobs", wrong)
 
@@ -138,7 +139,7 @@ class TestGradientAtTheLogprobs:
         replaced_loss(
             monkeypatch,
             lambda loss: (
-                lambda new, old, advantages, weight, **k: loss(new, old, advantages, weight / weight.sum(), **k)
+                lambda objective, inputs: loss(objective, replace(inputs, weight=inputs.weight / inputs.weight.sum()))
             ),
         )
         run = {"accumulate_grad_batches": 2}
@@ -146,21 +147,21 @@ class TestGradientAtTheLogprobs:
         found(tmp_path, tiny_model, "wrong_count", "micro-batch", by=0, run=run, samples=samples)
 
     def test_old_logprobs_attached(self, tmp_path, tiny_model, monkeypatch):
-        def attached(new, old, advantages, weight, **clips):
-            right = clipped_surrogate(new, old, advantages, weight, **clips)
-            loss = -(weight * advantages * (new - (old + new - new.detach())).exp()).sum()
-            return PolicyLoss(loss, right.log_ratio, right.clipped_low, right.clipped_high)
+        def attached(objective, inputs):
+            new, old = inputs.logprobs, inputs.old_logprobs
+            loss = -(inputs.weight * inputs.advantages * (new - (old + new - new.detach())).exp()).sum()
+            return replace(policy_loss(objective, inputs), loss=loss)
 
-        monkeypatch.setattr(grpo_lightning.module, "clipped_surrogate", attached)
+        monkeypatch.setattr(grpo_lightning.module, "policy_loss", attached)
         found(tmp_path, tiny_model, "old_attached", "cancels", by=0)
 
     def test_clipping_left_out(self, tmp_path, tiny_model, monkeypatch):
         replaced_loss(
             monkeypatch,
             lambda loss: (
-                lambda *args, clip_low, clip_high: PolicyLoss(
-                    loss(*args, clip_low=0.99, clip_high=1e6).loss,
-                    *list(vars(loss(*args, clip_low=clip_low, clip_high=clip_high)).values())[1:],
+                lambda objective, inputs: replace(
+                    loss(objective, inputs),
+                    loss=-(inputs.weight * inputs.advantages * (inputs.logprobs - inputs.old_logprobs).exp()).sum(),
                 )
             ),
         )
@@ -168,16 +169,16 @@ class TestGradientAtTheLogprobs:
         found(tmp_path, tiny_model, "wrong_gradient", "clipping is left out", by=5, **settings)
 
     def test_kl_subtracted(self, tmp_path, tiny_model, monkeypatch):
-        right = grpo_lightning.module.kl_k3
-        monkeypatch.setattr(grpo_lightning.module, "kl_k3", lambda new, reference: -right(new, reference))
+        right = grpo_lightning.objective.kl_of
+        monkeypatch.setattr(grpo_lightning.objective, "kl_of", lambda *given: -right(*given))
         found(tmp_path, tiny_model, "wrong_gradient", "KL term enters the gradient -1 times", module={"kl_coef": 0.2})
 
     def test_no_gradient(self, tmp_path, tiny_model, monkeypatch):
         replaced_loss(
             monkeypatch,
             lambda loss: (
-                lambda new, *a, **k: PolicyLoss(
-                    new.detach().requires_grad_().sum() * 0.1, *list(vars(loss(new, *a, **k)).values())[1:]
+                lambda objective, inputs: replace(
+                    loss(objective, inputs), loss=inputs.logprobs.detach().requires_grad_().sum() * 0.1
                 )
             ),
         )
@@ -206,18 +207,19 @@ class OldWithGradient(Callback):
         self.old = None
         right = Policy.token_logprobs
 
-        def twice(policy, batch):
-            self.old = right(policy, batch).logprobs if torch.is_grad_enabled() else None
-            return right(policy, batch)
+        def twice(policy, batch, **options):
+            self.old = right(policy, batch, **options).logprobs if torch.is_grad_enabled() else None
+            return right(policy, batch, **options)
 
-        def attached(new, old, advantages, weight, **clips):
-            kept = clipped_surrogate(new, old, advantages, weight, **clips)
+        def attached(objective, inputs):
+            new = inputs.logprobs
             again = new if self.old is None else self.old
-            loss = -(weight * advantages * (new - again + new.detach() - old).exp()).sum()
-            return PolicyLoss(loss, kept.log_ratio, kept.clipped_low, kept.clipped_high)
+            ratio = (new - again + new.detach() - inputs.old_logprobs).exp()
+            loss = -(inputs.weight * inputs.advantages * ratio).sum()
+            return replace(policy_loss(objective, inputs), loss=loss)
 
         monkeypatch.setattr(Policy, "token_logprobs", twice)
-        monkeypatch.setattr(grpo_lightning.module, "clipped_surrogate", attached)
+        monkeypatch.setattr(grpo_lightning.module, "policy_loss", attached)
 
 
 class ClearsGradient(Callback):

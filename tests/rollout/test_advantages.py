@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from trajectories import rollouts
 
 from grpo_lightning.functional import group_advantages
-from grpo_lightning.functional.advantage import STD_FLOOR
-from grpo_lightning.rollout.advantages import with_advantages
+from grpo_lightning.functional.advantages import ESTIMATORS, NEEDS_EPISODES, STD_FLOOR
+from grpo_lightning.rollout.advantages import estimated, judge, with_advantages
 from grpo_lightning.rollout.episode import Episode, Group, Turn
 from grpo_lightning.rollout.ledger import NO_VERSION, Ledger, Source
 from grpo_lightning.rollout.types import Action
@@ -156,3 +157,117 @@ def test_groups_do_not_see_each_other(made, credit):
     for one, other in zip(together, alone, strict=True):
         for found, expected in zip(one.advantages, other.advantages, strict=True):
             assert found == pytest.approx(expected, abs=1e-12)
+
+
+SETTINGS = {"pass_at_k": {"k": 2}}
+ALL = {name: partial(function, **SETTINGS.get(name, {})) for name, function in ESTIMATORS.items()}
+
+
+def scored(reward, tokens=2, turns=1, **rewards):
+    """An episode of some sampled tokens, with single rewards."""
+    return replace(make_episode([1], reward), **_of_turns(tokens, turns), rewards=rewards)
+
+
+def _of_turns(tokens, turns):
+    ledger, made = Ledger.of_prompt([1]), []
+    for number in range(turns):
+        action = Action("", (5,) * tokens, (-1.0,) * tokens, -1.0 * tokens, False, "stop", 0)
+        made.append(Turn((), action))
+        ledger = ledger.extended([5] * tokens, Source.SAMPLED, number, action.token_logprobs, 0)
+    return {"turns": tuple(made), "ledgers": (ledger,)}
+
+
+def group_of(*episodes):
+    return Group(make_task(), episodes)
+
+
+def test_what_an_estimator_is_given():
+    groups = [
+        group_of(
+            scored(3.0, tokens=4, turns=2, right=1.0, short=1.0), scored(None, right=None), scored(1.0, right=1.0)
+        ),
+        group_of(scored(2.0, tokens=1, short=2.0)),
+    ]
+    groups[0] = replace(groups[0], greedy=0.25)
+    kept = []
+    with_advantages(
+        groups,
+        estimator=lambda judged: kept.append(judged) or torch.zeros_like(judged.rewards_PG),
+        part_weights={"short": 0.5},
+    )
+    [judged] = kept
+    nan = math.nan
+    assert judged.valid_PG.tolist() == [[True, False, True], [True, False, False]]
+    assert judged.rewards_PG[judged.valid_PG].tolist() == [3.0, 1.0, 2.0]
+    assert judged.lengths_PG.tolist() == [[8, 2, 2], [1, 0, 0]]
+    assert judged.lengths_PG.dtype == torch.int64
+    assert judged.greedy_P.tolist() == pytest.approx([0.25, nan], nan_ok=True)
+    assert judged.part_weights_K.tolist() == [1.0, 0.5]
+    right, short = judged.parts_PGK.unbind(2)
+    assert right.flatten().tolist() == pytest.approx([1.0, nan, 1.0, nan, nan, nan], nan_ok=True)
+    assert short.flatten().tolist() == pytest.approx([1.0, nan, nan, 2.0, nan, nan], nan_ok=True)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_estimator_judges_episodes(name):
+    groups = [
+        group_of(*(scored(r, tokens=t, turns=2, right=r) for r, t in [(1.0, 2), (0.0, 5), (0.0, 3)]), BROKEN),
+        group_of(*(scored(r, right=r) for r in (0.0, 1.0))),
+    ]
+    groups = [replace(group, greedy=value) for group, value in zip(groups, [0.5, 0.0], strict=True)]
+    found = with_advantages(groups, estimator=ALL[name])
+    judged = judge([[1.0, 0.0, 0.0, None], [0.0, 1.0]], [g.episodes for g in groups], {}, [0.5, 0.0])
+    expected = ALL[name](judged).tolist()
+    for group, row in zip(found, expected, strict=True):
+        for e, advantages, value in zip(group.episodes, group.advantages, row, strict=False):
+            assert advantages == (value,) * len(e.turns)
+    assert found[0].advantages[0][0] > found[0].advantages[1][0]
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL) - NEEDS_EPISODES))
+def test_estimators_of_rewards_alone_judge_turns(name):
+    # To go: 4, 3, 1 and 0, 0, one row of five.
+    group = group_of(episode(4.0, 1.0, 2.0, 1.0), episode(0.0, 0.0, 0.0))
+    [found] = with_advantages([group], "reward_to_go", ALL[name])
+    [row] = ALL[name](judge([[4.0, 3.0, 1.0, 0.0, 0.0]], [()], {}, [None])).tolist()
+    assert [a for turns in found.advantages for a in turns] == row
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_EPISODES))
+def test_estimators_of_episodes_refuse_turns(name):
+    with pytest.raises(
+        ValueError, match=f"which credit 'reward_to_go' needs, but got '{name}'; choose credit 'episode'"
+    ):
+        with_advantages([group_of(episode(1.0, 1.0), episode(0.0, 0.0))], "reward_to_go", ALL[name])
+
+
+def test_weights_of_single_rewards_reach_gdpo():
+    group = group_of(*(scored(r + s, right=r, short=s) for r, s in [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)]))
+    signs = []
+    for weight in (2.0, 0.5):
+        [found] = with_advantages([group], estimator=ALL["gdpo"], part_weights={"short": weight})
+        right, short, none = (a for (a,) in found.advantages)
+        assert none < min(right, short)
+        signs.append(right > short)
+    assert signs == [False, True]
+
+
+def test_a_greedy_reward_for_each_group():
+    group = group_of(scored(1.0), scored(0.0))
+    with pytest.raises(ValueError, match="expected the reward of a greedy answer to each of the 2 prompts"):
+        with_advantages([replace(group, greedy=0.0), group], estimator=ALL["remax"])
+
+
+def test_estimators_keep_their_promise():
+    judged = judge([[1.0, None]], [()], {}, [None])
+    for value, message in [
+        (torch.zeros(2), r"expected advantages of shape \(1, 2\) from 'wrong', but got \(2,\)"),
+        (torch.tensor([[0.0, 1.0]]), "expected finite advantages from 'wrong', 0 without a reward"),
+        (torch.tensor([[math.nan, 0.0]]), "expected finite advantages from 'wrong', 0 without a reward"),
+    ]:
+
+        def wrong(judged, value=value):
+            return value
+
+        with pytest.raises(ValueError, match=message):
+            estimated(judged, wrong)

@@ -158,3 +158,21 @@ def test_another_accumulation_is_refused():
     message = "expected 4 micro-batches per optimizer step, .*accumulate_grad_batches is 2 by now"
     with pytest.raises(ConfigurationError, match=message):
         layout.check_accumulation(2)
+
+
+def test_a_rollout_that_is_masked_altogether_says_so():
+    episodes = [replace(make_episode([5, 6], reward), masked=True) for reward in (0.0, 1.0)]
+    with pytest.raises(RolloutError, match="2 of 2 episodes were cut off by a limit, which mask_truncated keeps out"):
+        cut([make_group(episodes, [-1.0, 1.0])], Layout(1, 1, 1, 1), by_sequence, SAMPLING)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_an_update_that_is_masked_altogether_has_fillers(micro_batches):
+    groups = [
+        make_group([replace(make_episode([5, 6], r), masked=masked) for r in (0.0, 1.0)], [-1.0, 1.0])
+        for masked in (False, True)
+    ]
+    [batches] = cut(groups, Layout(2, micro_batches, 1, 1), by_sequence, SAMPLING)
+    assert len(batches) == 2 * micro_batches
+    assert sum(float(batch.loss_weight.sum()) for batch in batches[:micro_batches]) == pytest.approx(1)
+    assert all((batch.loss_weight == 0).all() for batch in batches[micro_batches:])

@@ -404,3 +404,44 @@ def test_a_sequence_with_another_prompt_than_its_row_is_refused():
     good = row(2, 3)
     with pytest.raises(ValueError, match="expected sequences that begin with the prompt of their row, but got another"):
         pack([good, replace(good, prompt_ids=(0, 2))], 1.0)
+
+
+class TestMasked:
+    def test_weights_count_those_that_are_not_masked(self):
+        first = [make_episode([5] * n, float(n)) for n in (1, 2, 3)]
+        second = [make_episode([6] * n, float(n)) for n in (4, 5)]
+        groups = [
+            make_group([first[0], replace(first[1], masked=True), first[2]], [-1.0, 0.0, 1.0]),
+            make_group(second, [-1.0, 1.0]),
+        ]
+        given = []
+
+        def weights(lengths):
+            given.append(list(lengths))
+            return by_sequence(lengths)
+
+        rows = rows_of(groups, weights)
+        assert given == [[1, 3, 4, 5]]
+        found = {len(s.ledger) - 2: (s.weight, s.advantages) for row in rows for s in row.sequences}
+        assert {n: w for n, (w, _) in found.items()} == pytest.approx({n: 1 / (4 * n) for n in (1, 3, 4, 5)})
+        assert found[3][1] == (1.0,)
+        assert {n: a for n, (_, a) in found.items()} == {1: (-1.0,), 3: (1.0,), 4: (-1.0,), 5: (1.0,)}
+
+    def test_a_group_of_one_unmasked_episode_still_trains(self):
+        episodes = [make_episode([5] * n, float(n)) for n in (1, 2, 3)]
+        group = make_group([replace(e, masked=i != 1) for i, e in enumerate(episodes)], [-1.0, 0.5, 1.0])
+        [row] = rows_of([group])
+        [only] = row.sequences
+        assert (only.weight, only.advantages, only.first_row) == (pytest.approx(1 / 2), (0.5,), 3)
+
+    def test_a_masked_episode_is_something_to_compare_with(self):
+        """But an episode without a reward is not."""
+        alone, failed = make_episode([5], 1.0), make_episode([7], None)
+        masked = replace(make_episode([6], 0.0), masked=True)
+        assert len(rows_of([make_group([alone, masked], [1.0, -1.0])])) == 1
+        assert rows_of([make_group([alone, failed], [0.0, 0.0])]) == []
+
+    def test_a_group_that_is_masked_altogether_takes_no_weight(self):
+        some = make_group([make_episode([5], 1.0), make_episode([6], 0.0)], [1.0, -1.0])
+        none = make_group([replace(make_episode([5], r), masked=True) for r in (0.0, 1.0)], [-1.0, 1.0])
+        assert pairs(rows_of([some, none])) == pairs(rows_of([some]))

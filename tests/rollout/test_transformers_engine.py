@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import EOS_ID, TINY_VOCABULARY, decode, encode, end_by
+from fakes import EOS_ID, TINY_VOCABULARY, decode, encode, end_by, likeliest
 
 from grpo_lightning.errors import ConfigurationError, RolloutError
 from grpo_lightning.rollout.engine import EngineSpec, RolloutEngine
@@ -550,3 +550,43 @@ def test_dtype(make_engine, tiny_model, dtype, expected):
     [result] = generate(engine, [PROMPTS[0]], SamplingSettings(5, 0.7), seeds=[0])
     assert next(engine._loaded().parameters()).dtype == expected
     assert all(math.isfinite(v) and v <= 0 for v in result.logprobs)
+
+
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.6, 0), (1.0, 7), (0.8, 20), (0.01, 0)])
+def test_truncated_sampling_draws_kept_tokens_alone_with_the_logprobs_of_what_is_left(engine, tiny_model, top_p, top_k):
+    params = SamplingSettings(12, 0.7, top_p=top_p, top_k=top_k)
+    prompts = PROMPTS * 8
+    results = generate(engine, prompts, params, seeds=range(len(prompts)))
+    reference, drawn = plain(tiny_model), set()
+    for prompt, result in zip(prompts, results, strict=True):
+        with torch.no_grad():
+            logits = reference(input_ids=torch.tensor([[*prompt, *result.token_ids]])).logits[0, len(prompt) - 1 : -1]
+        rows = (logits.double() / 0.7).softmax(-1).tolist()
+        for place, (row, token, s) in enumerate(zip(rows, result.token_ids, result.logprobs, strict=True)):
+            kept, mass = likeliest(row, top_p, top_k)
+            assert token in kept
+            assert s == pytest.approx(math.log(row[token] / mass), abs=1e-4)
+            if place == 0 and prompt == prompts[0]:
+                drawn.add(token)
+    # What is kept is drawn from, not only its likeliest token; of less than any token's mass one is left.
+    assert (len(drawn) > 1) == (top_p > 0.01)
+
+
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.6, 0), (1.0, 7)])
+def test_the_logprobs_of_truncated_sampling_sum_to_one_over_what_is_kept(engine, top_p, top_k):
+    """At one position, by the frequency and the logprob of every token that is drawn."""
+    params = SamplingSettings(1, 1.0, top_p=top_p, top_k=top_k)
+    results = generate(engine, PROMPTS[:1] * 4000, params, seeds=range(4000))
+    said = {r.token_ids[0]: math.exp(r.logprobs[0]) for r in results}
+    assert sum(said.values()) == pytest.approx(1, abs=1e-5)
+    for token, probability in said.items():
+        seen = sum(r.token_ids[0] == token for r in results) / len(results)
+        assert seen == pytest.approx(probability, abs=5 * math.sqrt(probability * (1 - probability) / len(results)))
+
+
+def test_greedy_answers_are_not_truncated(engine):
+    whole, cut = (
+        generate(engine, PROMPTS, SamplingSettings(8, 0.0, top_p=top_p, top_k=top_k))
+        for top_p, top_k in ((1.0, 0), (0.3, 2))
+    )
+    assert whole == cut

@@ -12,8 +12,8 @@ from grpo_lightning.rollout.vllm_args import refuse_unknown_args
     ("name", "reason"),
     [
         ("top_p", "draw from another distribution than the one that the trainer differentiates"),
-        ("top_k", "no correction for that is available"),
-        ("min_p", "another distribution"),
+        ("top_k", "RolloutDataModule has a setting of that name"),
+        ("min_p", "no correction for that is available"),
         ("generation_config", "another distribution"),
         ("override_generation_config", "another distribution"),
         ("logits_processors", "another distribution"),

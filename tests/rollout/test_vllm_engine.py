@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from fakes import decode, end_by
+from fakes import decode, end_by, likeliest
 from lightning.pytorch import Trainer
 
 from grpo_lightning import GRPOModule, RolloutDataModule, VLLMEngine
@@ -115,6 +116,7 @@ def test_generate_score_adapters_and_death(qwen3, tmp_path):
         assert stopped.token_ids == tuned.token_ids[: tuned.token_ids.index(tuned.token_ids[2]) + 1]
 
         check_stop_texts_and_banned_tokens(engine, references[5])
+        check_truncation(engine, references[5])
 
         with pytest.raises(FileNotFoundError, match="adapter_config"):
             engine.load_adapter(AdapterRef("none", 9, tmp_path / "none", 9))
@@ -157,6 +159,24 @@ def check_stop_texts_and_banned_tokens(engine, policy):
         logits[:, list(banned)] = -torch.inf
         expected = logits.log_softmax(-1).gather(1, torch.tensor(generation.token_ids)[:, None]).squeeze(1)
         torch.testing.assert_close(torch.tensor(generation.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def check_truncation(engine, policy):
+    """What is kept is drawn alone, and the logprobs are those after truncation."""
+    for top_p, top_k in ((0.6, 0), (1.0, 5), (0.8, 20)):
+        params = SamplingSettings(24, 0.7, top_p=top_p, top_k=top_k)
+
+        async def many(params=params):
+            return await asyncio.gather(*(engine.generate(PROMPT, params, seed=seed) for seed in range(6)))
+
+        for generation in engine.run(many()):
+            ids = torch.tensor([[*PROMPT, *generation.token_ids]])
+            with torch.no_grad():
+                rows = (policy.model(input_ids=ids).logits[0, len(PROMPT) - 1 : -1] / 0.7).double().softmax(-1)
+            for row, token, s in zip(rows.tolist(), generation.token_ids, generation.logprobs, strict=True):
+                kept, mass = likeliest(row, top_p, top_k)
+                assert token in kept
+                assert s == pytest.approx(math.log(row[token] / mass), abs=1e-4)
 
 
 def test_a_failed_start_shows_the_cause_in_the_engines_own_log(qwen3, tmp_path):

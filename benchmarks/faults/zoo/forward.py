@@ -16,7 +16,9 @@ from grpo_lightning.rollout.batch import PROMPT, PackedBatch
 
 def _computes(stage: Stage, change: Any) -> None:
     """The policy computes on a changed batch."""
-    stage.wrap(Policy, "token_logprobs", lambda right: lambda self, batch: right(self, change(batch)))
+    stage.wrap(
+        Policy, "token_logprobs", lambda right: lambda self, batch, **options: right(self, change(batch), **options)
+    )
 
 
 @fault("wrong_forward", deadline=PRE_FLIGHT)
@@ -81,13 +83,13 @@ class _Held:
     def wrap(self, right: Any) -> Any:
         """`Policy.token_logprobs` with these weights, taken when a gradient is first asked for."""
 
-        def wrong(policy: Policy, batch: PackedBatch) -> Any:
+        def wrong(policy: Policy, batch: PackedBatch, **options: bool) -> Any:
             if not self.weights and not torch.is_grad_enabled():
-                return right(policy, batch)
+                return right(policy, batch, **options)
             if not self.weights:
                 self.weights = {n: p.detach().clone() for n, p in policy.trainable_parameters().items()}
             with policy._holding(self.weights):
-                return right(policy, batch)
+                return right(policy, batch, **options)
 
         return wrong
 
@@ -150,8 +152,8 @@ def logits_overflow(stage: Stage) -> None:
     """Some logprobs are NaN: an overflow in the model's last layer."""
 
     def make(right: Any) -> Any:
-        def wrong(policy: Policy, batch: PackedBatch) -> Any:
-            result = right(policy, batch)
+        def wrong(policy: Policy, batch: PackedBatch, **options: bool) -> Any:
+            result = right(policy, batch, **options)
             broken = torch.arange(len(result.logprobs)) % 50 == 3
             stage.note(bool(broken.any()))
             return result._replace(logprobs=torch.where(broken, torch.nan, result.logprobs))

@@ -1,5 +1,7 @@
 """Faults in the loss."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,33 +9,37 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 import grpo_lightning.module
+import grpo_lightning.objective
 from benchmarks.faults.fault import PRE_FLIGHT, Stage, fault, updates
-from grpo_lightning.functional import PolicyLoss
 from grpo_lightning.module import GRPOModule
+from grpo_lightning.objective import LossInputs, Objective, PolicyLoss
 from grpo_lightning.policy import Policy
 
 
-def textbook_loss(
-    logprobs: Tensor, old: Tensor, advantages: Tensor, weight: Tensor, *, clip_low: float, clip_high: float
-) -> PolicyLoss:
+def textbook_loss(inputs: LossInputs) -> PolicyLoss:
     """PPO's surrogate as it stands in many repositories, without any check of what it is given."""
-    log_ratio = logprobs - old
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    loss = -(weight * torch.minimum(ratio * advantages, clipped * advantages)).sum()
-    low = (ratio < 1 - clip_low) & (advantages < 0)
-    high = (ratio > 1 + clip_high) & (advantages > 0)
+    log_ratio = inputs.logprobs - inputs.old_logprobs
+    ratio, advantages = log_ratio.exp(), inputs.advantages
+    clipped = ratio.clamp(0.8, 1.2)
+    loss = -(inputs.weight * torch.minimum(ratio * advantages, clipped * advantages)).sum()
+    low = (ratio < 0.8) & (advantages < 0)
+    high = (ratio > 1.2) & (advantages > 0)
     return PolicyLoss(loss, log_ratio.detach(), low.detach(), high.detach())
 
 
 def _replace_loss(stage: Stage, make: Any) -> None:
-    stage.wrap(grpo_lightning.module, "clipped_surrogate", make)
+    stage.wrap(grpo_lightning.module, "policy_loss", make)
+
+
+def _with(change: Callable[[LossInputs], dict[str, Tensor]]) -> Any:
+    """A loss that is given something else."""
+    return lambda loss: lambda objective, inputs: loss(objective, replace(inputs, **change(inputs)))
 
 
 @fault("old_recomputed", deadline=updates(1))
 def old_is_current(stage: Stage) -> None:
     """Both branches of a condition compute the current policy's logprobs: the loss compares them with themselves."""
-    _replace_loss(stage, lambda loss: lambda new, old, *a, **k: loss(new, new.detach(), *a, **k))
+    _replace_loss(stage, _with(lambda inputs: {"old_logprobs": inputs.logprobs.detach()}))
 
 
 class _RecomputeOld(Callback):
@@ -53,7 +59,11 @@ def old_not_detached(stage: Stage) -> None:
     """The old logprobs have the right values but hang on the graph, so that the ratio's gradient cancels."""
 
     def attached(loss: Any) -> Any:
-        return lambda new, old, *a, **k: textbook_loss(new, old + (new - new.detach()), *a, **k)
+        def wrong(objective: Objective, inputs: LossInputs) -> PolicyLoss:
+            new = inputs.logprobs
+            return textbook_loss(replace(inputs, old_logprobs=inputs.old_logprobs + (new - new.detach())))
+
+        return wrong
 
     _replace_loss(stage, attached)
 
@@ -62,14 +72,12 @@ def old_not_detached(stage: Stage) -> None:
 def old_rounded_to_bf16(stage: Stage) -> None:
     """The stored logprobs pass through bfloat16 on their way to the loss."""
 
-    def rounded(loss: Any) -> Any:
-        def wrong(new: Tensor, old: Tensor, *args: Any, **settings: Any) -> Any:
-            stage.note(not torch.equal(old, old.bfloat16().to(old)))
-            return loss(new, old.bfloat16().to(old), *args, **settings)
+    def rounded(inputs: LossInputs) -> dict[str, Tensor]:
+        old = inputs.old_logprobs
+        stage.note(not torch.equal(old, old.bfloat16().to(old)))
+        return {"old_logprobs": old.bfloat16().to(old)}
 
-        return wrong
-
-    _replace_loss(stage, rounded)
+    _replace_loss(stage, _with(rounded))
 
 
 @fault("wrong_sign", deadline=updates(1))
@@ -77,9 +85,9 @@ def loss_sign(stage: Stage) -> None:
     """The loss is maximised: a minus sign is missing."""
 
     def negated(loss: Any) -> Any:
-        def wrong(*args: Any, **settings: Any) -> PolicyLoss:
-            right = loss(*args, **settings)
-            return PolicyLoss(-right.loss, right.log_ratio, right.clipped_low, right.clipped_high)
+        def wrong(objective: Objective, inputs: LossInputs) -> PolicyLoss:
+            right = loss(objective, inputs)
+            return replace(right, loss=-right.loss)
 
         return wrong
 
@@ -93,11 +101,11 @@ def clip_ignored(stage: Stage) -> None:
     stage.data["inner_epochs"] = 4
 
     def unclipped(loss: Any) -> Any:
-        def wrong(new: Tensor, old: Tensor, advantages: Tensor, weight: Tensor, **clips: float) -> PolicyLoss:
-            right = loss(new, old, advantages, weight, **clips)
+        def wrong(objective: Objective, inputs: LossInputs) -> PolicyLoss:
+            right = loss(objective, inputs)
             stage.note(bool((right.clipped_low | right.clipped_high).any()))
-            total = -(weight * (new - old).exp() * advantages).sum()
-            return PolicyLoss(total, right.log_ratio, right.clipped_low, right.clipped_high)
+            ratio = (inputs.logprobs - inputs.old_logprobs).exp()
+            return replace(right, loss=-(inputs.weight * ratio * inputs.advantages).sum())
 
         return wrong
 
@@ -109,7 +117,7 @@ def kl_sign(stage: Stage) -> None:
     """The KL penalty is subtracted: the policy is paid for leaving its reference."""
     stage.module["kl_coef"] = 0.2
     stage.data["inner_epochs"] = 2
-    stage.wrap(grpo_lightning.module, "kl_k3", lambda kl: lambda new, reference: -kl(new, reference))
+    stage.wrap(grpo_lightning.objective, "kl_of", lambda kl: lambda *given: -kl(*given))
 
 
 @fault("reference_wrong", deadline=updates(3))
@@ -135,10 +143,7 @@ def wrong_count_of_micro_batch(stage: Stage) -> None:
     """Each micro-batch is averaged over its own tokens instead of the optimizer step's."""
     stage.trainer["accumulate_grad_batches"] = 2
 
-    def local(loss: Any) -> Any:
-        return lambda new, old, advantages, weight, **k: loss(new, old, advantages, weight / weight.sum(), **k)
-
-    _replace_loss(stage, local)
+    _replace_loss(stage, _with(lambda inputs: {"weight": inputs.weight / inputs.weight.sum()}))
 
 
 @fault("wrong_scale", deadline=updates(1))

@@ -13,6 +13,7 @@ import grpo_lightning.rollout.player
 from benchmarks.faults.fault import NEXT_ROLLOUT, PRE_FLIGHT, Stage, fault, rollouts, samples, updates
 from benchmarks.faults.games import multi_turn
 from grpo_lightning import RolloutDataModule
+from grpo_lightning.functional.advantages import Judged
 from grpo_lightning.rollout.episode import Group
 from grpo_lightning.rollout.ledger import Ledger, Source
 from grpo_lightning.rollout.loader import BatchLoader
@@ -138,7 +139,7 @@ def _advantages(stage: Stage, change: Callable[[Group], tuple[tuple[float, ...],
         return replace(group, advantages=advantages)
 
     def make(right: Any) -> Any:
-        return lambda groups, *args: [changed(group) for group in right(groups, *args)]
+        return lambda groups, *args, **settings: [changed(group) for group in right(groups, *args, **settings)]
 
     stage.wrap(grpo_lightning.datamodule, "with_advantages", make)
 
@@ -191,16 +192,16 @@ def groups_transposed(stage: Stage) -> None:
     import grpo_lightning.rollout.advantages
 
     def make(right: Any) -> Any:
-        def wrong(rewards: Any, valid: Any = None) -> Any:
+        def wrong(judged: Judged, estimator: Any) -> Any:
+            rewards, valid = judged.rewards_PG, judged.valid_PG
+            stage.note(rewards.shape[0] == rewards.shape[1])
             if rewards.shape[0] != rewards.shape[1]:
-                stage.note(False)
-                return right(rewards, valid)
-            stage.note(True)
-            return right(rewards.T, None if valid is None else valid.T).T
+                return right(judged, estimator)
+            return right(replace(judged, rewards_PG=rewards.T, valid_PG=valid.T), estimator).T
 
         return wrong
 
-    stage.wrap(grpo_lightning.rollout.advantages, "group_advantages", make)
+    stage.wrap(grpo_lightning.rollout.advantages, "estimated", make)
 
 
 def _hard_and_easy(completion: str, answer: str) -> float:

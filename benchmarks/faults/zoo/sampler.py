@@ -67,7 +67,11 @@ def temperature_missing_in_trainer(stage: Stage) -> None:
     from grpo_lightning.policy import Policy
 
     stage.data["temperature"] = 0.7
-    stage.wrap(Policy, "token_logprobs", lambda right: lambda self, batch: right(self, batch.replace(temperature=1.0)))
+    stage.wrap(
+        Policy,
+        "token_logprobs",
+        lambda right: lambda self, batch, **options: right(self, batch.replace(temperature=1.0), **options),
+    )
 
 
 @fault("truncated_sampling", deadline=samples(64), needs_vllm=True)
@@ -76,7 +80,7 @@ def top_p_not_replayed(stage: Stage) -> None:
     import vllm
 
     def make(params: Any) -> Any:
-        return lambda **settings: params(**settings, **({"top_p": 0.8} if "seed" in settings else {}))
+        return lambda **settings: params(**{**settings, **({"top_p": 0.8} if "seed" in settings else {})})
 
     stage.wrap(vllm, "SamplingParams", make)
 
@@ -87,7 +91,7 @@ def top_k_not_replayed(stage: Stage) -> None:
     import vllm
 
     def make(params: Any) -> Any:
-        return lambda **settings: params(**settings, **({"top_k": 5} if "seed" in settings else {}))
+        return lambda **settings: params(**{**settings, **({"top_k": 5} if "seed" in settings else {})})
 
     stage.wrap(vllm, "SamplingParams", make)
 

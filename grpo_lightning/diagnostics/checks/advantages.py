@@ -5,10 +5,10 @@ Symbols: ``r`` what is compared of an episode or turn, ``A`` its advantage; mean
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from grpo_lightning.diagnostics.verdict import Status, Verdict
-from grpo_lightning.functional.advantage import STD_FLOOR
+from grpo_lightning.functional.advantages import STD_FLOOR
 from grpo_lightning.rollout.episode import Episode, Group
 
 TOLERANCE = 1e-5
@@ -31,8 +31,8 @@ class Judged:
 
     @property
     def varies(self) -> bool:
-        """Whether anything is better than anything else."""
-        return bool(self.returns) and max(self.returns) > min(self.returns)
+        """Whether anything should be made likelier or less likely."""
+        return any(value != 0 for value in self.expected)
 
     @property
     def covariance(self) -> float:
@@ -47,14 +47,17 @@ class Judged:
         return max((abs(a - b) for a, b in zip(self.given, self.expected, strict=True)), default=0.0) / largest
 
 
-def check_advantages(groups: Sequence[Group], credit: str) -> Verdict:
+def check_advantages(groups: Sequence[Group], credit: str, again: Sequence[Group] | None = None) -> Verdict:
     """The groups' advantages have the sign, the centre and the size that their rewards give them.
 
     Args:
         groups: The rollout.
         credit: ``"episode"`` or ``"reward_to_go"``, as in `with_advantages`.
+        again: The same groups with advantages that were computed anew, where they are others than GRPO's. These are
+            computed here, in plain loops.
     """
-    judged = [judge(group, credit) for group in groups]
+    others: Sequence[Group | None] = [None] * len(groups) if again is None else again
+    judged = [judge(group, credit, other) for group, other in zip(groups, others, strict=True)]
     rewards = [e.reward for g in groups for e in g.episodes if e.reward is not None]
     infinite = sum(not math.isfinite(reward) for reward in rewards)
     if infinite:
@@ -86,13 +89,17 @@ def check_advantages(groups: Sequence[Group], credit: str) -> Verdict:
     return Verdict(_NAME, Status.PASS, evidence={"groups": len(groups), "groups that vary": len(varying)})
 
 
-def judge(group: Group, credit: str) -> Judged:
+def judge(group: Group, credit: str, again: Group | None = None) -> Judged:
     """What follows from a group's rewards.
 
     Args:
         group: The group, with advantages.
         credit: As in `check_advantages`.
+        again: As there.
     """
+    if again is not None:
+        known = judge(again, credit)
+        return replace(judge(group, credit), expected=known.given)
     compared: list[float] = []
     given: list[float] = []
     for episode, values in zip(group.episodes, group.advantages, strict=False):

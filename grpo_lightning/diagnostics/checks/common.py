@@ -27,12 +27,18 @@ def uncertain_tokens(logprobs: Tensor) -> int:
 
 
 def fresh_tokens(evidence: MicroBatchEvidence) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Stored and current logprobs and sequences, if all tokens were sampled with the current weights."""
+    """Stored and current logprobs and sequences, if all tokens were sampled with the current weights.
+
+    Where sampling is truncated on purpose, of the tokens whose kept mass is known; the current logprobs are then those
+    after truncation, as the stored ones are.
+    """
     if not len(evidence) or bool((evidence.updates_since_sampling != 0).any()):
         return None
     if not bool(torch.isfinite(evidence.stored).all()):
         return None
-    return evidence.stored, evidence.logprobs, evidence.sequence
+    known = evidence.log_mass.isfinite()
+    current = evidence.logprobs - evidence.log_mass
+    return evidence.stored[known], current[known], evidence.sequence[known]
 
 
 def not_fresh(name: str) -> Verdict:

@@ -1,19 +1,16 @@
 """The gradient that arrives is that of the loss."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from grpo_lightning.diagnostics.checks.counts import explain_factor
+from grpo_lightning.diagnostics.checks.declared_loss import ROUNDING, DeclaredLoss
 from grpo_lightning.diagnostics.evidence import MicroBatchEvidence
 from grpo_lightning.diagnostics.verdict import Status, Verdict
 
 NAME = "gradient"
-
-ROUNDING = 1e-5
-"""Relative rounding of the terms of the gradient, which are float32 whatever the model's precision (eps = 1.2e-7)."""
 
 PROCESSES, LOCAL_MICRO_BATCHES = "processes", "micro-batches of an update"
 MICRO_BATCHES = "micro-batches of an update in all processes"
@@ -22,76 +19,12 @@ MICRO_BATCHES = "micro-batches of an update in all processes"
 _OWN_LOSS = "If a subclass changes the loss on purpose, set reactions={'gradient': 'log'}."
 
 
-@dataclass(frozen=True)
-class ClippedLoss:
-    """The loss that a module declares.
-
-    Attributes:
-        clip_low: How far below 1 the ratio may fall.
-        clip_high: How far above 1 the ratio may rise.
-        kl_coef: Weight of the k3 KL to the reference.
-        processes: Training processes; what arrives is multiplied by their number, DDP's mean divides by it.
-    """
-
-    clip_low: float
-    clip_high: float
-    kl_coef: float = 0.0
-    processes: int = 1
-
-    def surrogate_gradient(self, evidence: MicroBatchEvidence) -> Tensor:
-        """Derivative of the clipped surrogate by each logprob, ``-w A r`` where no clip binds, float64 ``[N]``."""
-        ratio = evidence.log_ratio.exp()
-        bound = self._bound(ratio, evidence.advantage)
-        return torch.where(bound, 0.0, -self._weight(evidence) * evidence.advantage * ratio)
-
-    def kl_gradient(self, evidence: MicroBatchEvidence) -> Tensor:
-        """Derivative of the weighted k3, ``kl_coef w (1 - exp(reference - c))``, float64 ``[N]``."""
-        if self.kl_coef == 0:
-            return torch.zeros_like(evidence.logprobs)
-        return self.kl_coef * self._weight(evidence) * (1 - (evidence.reference - evidence.logprobs).exp())
-
-    def scale(self, evidence: MicroBatchEvidence) -> float:
-        """Norm of the terms that the gradient is the difference of: what its rounding is relative to."""
-        kl = 2 + (evidence.reference - evidence.logprobs).exp() if self.kl_coef else torch.zeros(())
-        terms = evidence.advantage.abs() * evidence.log_ratio.exp() + self.kl_coef * kl
-        return float((self._weight(evidence) * terms).norm())
-
-    def at_limit(self, evidence: MicroBatchEvidence) -> Tensor:
-        """Where rounding decides whether a clip binds, bool ``[N]``."""
-        ratio = evidence.log_ratio.exp()
-        limits = torch.tensor([1 - self.clip_low, 1 + self.clip_high], dtype=ratio.dtype)
-        return ((ratio[:, None] - limits).abs() < ROUNDING).any(1)
-
-    def alternatives(self, evidence: MicroBatchEvidence) -> dict[str, Tensor]:
-        """Gradients of losses that are easily written instead of this one, by what is wrong with them."""
-        weight, ratio = self._weight(evidence), evidence.log_ratio.exp()
-        plain = -weight * evidence.advantage
-        kl = self.kl_gradient(evidence)
-        outside = (ratio < 1 - self.clip_low) | (ratio > 1 + self.clip_high)
-        found = {
-            "clipping is left out": plain * ratio + kl,
-            "the ratio is left out": plain + kl,
-            "the ratio is left out where no clip binds": torch.where(self._bound(ratio, evidence.advantage), 0.0, plain)
-            + kl,
-            "the ratio is clipped on both sides whatever the advantage's sign": torch.where(outside, 0.0, plain * ratio)
-            + kl,
-        }
-        if self.kl_coef:
-            found["the KL term is left out"] = self.surrogate_gradient(evidence)
-        return found
-
-    def _weight(self, evidence: MicroBatchEvidence) -> Tensor:
-        return evidence.loss_weight * self.processes
-
-    def _bound(self, ratio: Tensor, advantage: Tensor) -> Tensor:
-        return ((ratio > 1 + self.clip_high) & (advantage > 0)) | ((ratio < 1 - self.clip_low) & (advantage < 0))
-
-
 def check_closed_form(
-    evidence: MicroBatchEvidence, loss: ClippedLoss, *, counts: Mapping[str, float], max_error: float
+    evidence: MicroBatchEvidence, loss: DeclaredLoss, *, counts: Mapping[str, float], max_error: float
 ) -> Verdict:
     """What the backward pass brought to the logprobs is the derivative of the declared loss.
 
+        expected_t = processes * d loss / d c_t; for the clipped surrogate and k3
         expected_t = processes (-w_t A_t r_t [no clip binds] + kl_coef w_t (1 - exp(reference_t - c_t)))
         error = |arrived - expected| / |expected|
 
@@ -118,8 +51,7 @@ def check_closed_form(
         return Verdict(
             NAME, Status.NO_POWER, "The gradient should be 0 and is (all advantages 0, or every token clipped)."
         )
-    evidence = _only(evidence, judged)
-    cause, message = _name_error(evidence, loss, counts, max_error)
+    cause, message = _name_error(evidence, loss, judged, counts, max_error)
     return Verdict(
         NAME,
         Status.FAIL,
@@ -156,11 +88,11 @@ def _nothing_arrived(size: float, noise: float, tokens: int) -> Verdict:
 
 
 def _name_error(
-    evidence: MicroBatchEvidence, loss: ClippedLoss, counts: Mapping[str, float], max_error: float
+    evidence: MicroBatchEvidence, loss: DeclaredLoss, judged: Tensor, counts: Mapping[str, float], max_error: float
 ) -> tuple[str, str]:
-    """Cause and statement for a gradient that is not the expected one."""
-    got = evidence.gradient
-    surrogate, kl = loss.surrogate_gradient(evidence), loss.kl_gradient(evidence)
+    """Cause and statement for a gradient that is not the expected one on the tokens that can be judged."""
+    got = evidence.gradient[judged]
+    surrogate, kl = loss.surrogate_gradient(evidence)[judged], loss.kl_gradient(evidence)[judged]
     noise = ROUNDING * loss.scale(evidence)
 
     def fits(other: Tensor) -> bool:
@@ -182,8 +114,9 @@ def _name_error(
     if float(kl.norm()) > noise and fits(surrogate + factor * kl):
         return "wrong_gradient", f"The KL term enters the gradient {factor:.4g} times, but kl_coef is {loss.kl_coef:g}."
     for name, other in loss.alternatives(evidence).items():
-        if fits(other):
+        if fits(other[judged]):
             return "wrong_gradient", f"The gradient is that of another loss: {name}."
+    evidence = _only(evidence, judged)
     if reason := _by_sequence(evidence, surrogate + kl, int(counts.get(MICRO_BATCHES, 1))):
         return "wrong_count", f"The gradient is averaged over the wrong count: {reason}."
     return "wrong_gradient", f"The gradient is not that of the declared loss{_where(evidence, surrogate + kl)}."
@@ -218,7 +151,7 @@ def _by_sequence(evidence: MicroBatchEvidence, expected: Tensor, micro_batches: 
     def constant(values: Tensor) -> bool:
         return float(values.std(correction=0)) <= 1e-2 * abs(float(values.mean()))
 
-    if len(set(lengths.tolist())) > 1 and (constant(factors * own) or constant(factors / own)):
+    if len(set(own.tolist())) > 1 and (constant(factors * own) or constant(factors / own)):
         return "each sequence has a factor that depends on its length"
     means = torch.zeros(len(lengths), dtype=factors.dtype).scatter_reduce(
         0, member, factors, "mean", include_self=False
@@ -253,7 +186,7 @@ _FIXES = {
     "accumulate_grad_batches times the number of processes, which Lightning and DDP divide by.",
     "wrong_count": "The loss weights must be averages over the whole optimizer step, of all micro-batches and "
     "processes; do not take another mean.",
-    "wrong_gradient": "Compare the loss with functional.clipped_surrogate and the KL term with functional.kl_k3.",
+    "wrong_gradient": "Compare the loss with objective.policy_loss, and the KL term with the estimator that is set.",
 }
 
 

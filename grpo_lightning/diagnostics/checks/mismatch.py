@@ -34,7 +34,7 @@ UNKNOWN_NOISE = 0.1
 def mismatch_rms(evidence: MicroBatchEvidence) -> float | None:
     """RMS of ``c - s`` in nats, if the tokens were sampled with the current weights."""
     fresh = fresh_tokens(evidence)
-    return None if fresh is None else float((fresh[1] - fresh[0]).square().mean().sqrt())
+    return None if fresh is None or not len(fresh[0]) else float((fresh[1] - fresh[0]).square().mean().sqrt())
 
 
 def mismatch_limit(noise: float | None, max_rms: float, rounding: float) -> float:
@@ -61,11 +61,12 @@ def check_mismatch(
     """
     name = "mismatch"
     rms = mismatch_rms(evidence)
-    if rms is None or len(evidence) < MIN_TOKENS:
+    tokens = int(evidence.log_mass.isfinite().sum())
+    if rms is None or tokens < MIN_TOKENS:
         return not_fresh(name)
     noise = max((value for value in (first_rms, noise_floor) if value is not None), default=None)
     limit = mismatch_limit(noise, max_rms, rounding)
-    shown: dict[str, float | int | str] = {"mismatch RMS": rms, "allowed": limit, "tokens": len(evidence)}
+    shown: dict[str, float | int | str] = {"mismatch RMS": rms, "allowed": limit, "tokens": tokens}
     if rms <= limit:
         return Verdict(name, Status.PASS, evidence=shown)
     if first_rms is None:
@@ -135,6 +136,8 @@ def check_served_adapter(evidence: MicroBatchEvidence, base: Tensor, noise: floa
     fresh = fresh_tokens(evidence)
     if fresh is None or len(base) < MIN_TOKENS:
         return not_fresh(name)
+    # The leading tokens are those whose kept mass is known, where there is one.
+    base = base[: len(fresh[0])] - evidence.log_mass[evidence.log_mass.isfinite()][: len(base)]
     s, c = fresh[0][: len(base)], fresh[1][: len(base)]
     distance = float((c - base).square().mean().sqrt())
     if noise is None:

@@ -23,10 +23,11 @@ MIN_SHIFTED_CORRELATION = 0.9
 def check_stored(evidence: MicroBatchEvidence) -> Verdict:
     """The old logprobs in the loss are the ones that the sampler stored, not a recomputation."""
     name = "old logprobs"
-    known = torch.isfinite(evidence.stored)
+    declared = torch.where(evidence.proximal.isfinite(), evidence.proximal, evidence.stored)
+    known = torch.isfinite(declared)
     if not bool(known.any()):
         return Verdict(name, Status.NO_POWER, "The data module keeps no ledger of the engine's logprobs.")
-    current, stored, used = evidence.logprobs[known], evidence.stored[known], evidence.log_ratio[known]
+    current, stored, used = evidence.logprobs[known], declared[known], evidence.log_ratio[known]
     expected = current - stored
     difference = (used - expected).abs()
     if bool((difference <= STORED_TOLERANCE + STORED_RELATIVE_TOLERANCE * (current.abs() + stored.abs())).all()):
@@ -92,7 +93,9 @@ def check_sampler(evidence: MicroBatchEvidence, *, alike: bool = False) -> Verdi
             },
             cause="logprobs_zero",
         )
-    copies = int(((s == c) & unsure).sum())
+    # What the trainer says itself knows of no truncation.
+    own = evidence.logprobs[evidence.log_mass.isfinite()]
+    copies = int(((s == own) & unsure).sum())
     if copies == int(unsure.sum()) and alike:
         reason = "All stored logprobs equal the trainer's, as they may where both compute alike or in half precision; "
         return Verdict(name, Status.NO_POWER, reason + "the record of what the engine returned decides.")

@@ -14,33 +14,45 @@ TOLERANCE = 1e-4
 """Relative error of a weight. They are float32 and are summed in float64, so that rounding stays below 1e-6."""
 
 
-def expected_weights(episode: Tensor, aggregation: str) -> Tensor:
+def expected_weights(episode: Tensor, aggregation: str, longest: int | None = None) -> Tensor:
     """Weight of every token in the mean over the tokens of an update.
 
         "sequence": w_t = 1 / (episodes * tokens of its episode)
         "token": w_t = 1 / tokens
+        "constant": w_t = 1 / (episodes * longest)
+        "sequence_sum": w_t = 1 / episodes
 
     Args:
         episode: A name of each token's episode, int64 ``[N]``.
-        aggregation: ``"sequence"`` or ``"token"``.
+        aggregation: One of these four.
+        longest: The fixed length of ``"constant"``.
     """
     if aggregation == "token":
         return torch.full(episode.shape, 1 / max(1, len(episode)), dtype=torch.float64)
     _, member, counts = torch.unique(episode, return_inverse=True, return_counts=True)
-    weights: Tensor = 1 / (len(counts) * counts[member].double())
+    length = {"sequence": counts[member].double(), "constant": float(longest or 1), "sequence_sum": 1.0}[aggregation]
+    weights: Tensor = torch.ones(episode.shape, dtype=torch.float64) / (len(counts) * length)
     return weights
 
 
-def check_weights(weight: Tensor, episode: Tensor, aggregation: str, *, counts: Mapping[str, float]) -> Verdict:
+def check_weights(
+    weight: Tensor,
+    episode: Tensor,
+    aggregation: str,
+    *,
+    longest: int | None = None,
+    counts: Mapping[str, float],
+) -> Verdict:
     """The weights of an update, over all micro-batches and processes, are those of the declared mean.
 
     Args:
         weight: Loss weight of each token, float64 ``[N]``, without those of weight 0.
         episode: A name of each token's episode, int64 ``[N]``.
-        aggregation: ``"sequence"`` or ``"token"``.
+        aggregation: As in `expected_weights`.
+        longest: As there.
         counts: Counts that a wrong average may have divided by, by what is counted.
     """
-    expected = expected_weights(episode, aggregation)
+    expected = expected_weights(episode, aggregation, longest)
     error = float((weight / expected - 1).abs().max())
     if error <= TOLERANCE:
         return Verdict(NAME, Status.PASS)
@@ -50,9 +62,11 @@ def check_weights(weight: Tensor, episode: Tensor, aggregation: str, *, counts: 
         reason = explain_factor(factor, counts) or f"all are {factor:.4g} times too large"
         message += f": {reason}."
     else:
-        other = "token" if aggregation == "sequence" else "sequence"
-        same = float((weight / expected_weights(episode, other) - 1).abs().max()) <= TOLERANCE
-        message += f", but those of aggregation={other!r}." if same else ", and differ from it by token."
+        others = [name for name in ("sequence", "token", "sequence_sum") if name != aggregation]
+        same = [
+            name for name in others if float((weight / expected_weights(episode, name) - 1).abs().max()) <= TOLERANCE
+        ]
+        message += f", but those of aggregation={same[0]!r}." if same else ", and differ from it by token."
     return Verdict(
         NAME,
         Status.FAIL,
@@ -62,7 +76,7 @@ def check_weights(weight: Tensor, episode: Tensor, aggregation: str, *, counts: 
         "another on purpose, set reactions={'loss weights': 'log'}.",
         {
             "sum of the weights": float(weight.sum()),
-            "expected sum": 1.0,
+            "expected sum": float(expected.sum()),
             "largest relative error": error,
             "allowed": TOLERANCE,
             "episodes": len(set(episode.tolist())),

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from grpo_lightning.diagnostics.checks.declared_loss import declared_loss
 from grpo_lightning.diagnostics.checks.gradient import (
     LOCAL_MICRO_BATCHES,
     MICRO_BATCHES,
     PROCESSES,
-    ClippedLoss,
     check_cleared,
     check_closed_form,
     check_reached,
@@ -97,19 +97,20 @@ class GradientExamination(Examination):
             return [empty]
         episodes = self._episode_of(run, update)
         counts = _counts(run, episodes)
-        loss = ClippedLoss(
-            clip_low=module.hparams["clip_low"],
-            clip_high=module.hparams["clip_high"],
-            kl_coef=module.hparams["kl_coef"],
-            processes=processes().count,
-        )
+        loss = declared_loss(module.objective, processes().count)
         closed = check_closed_form(evidence, loss, counts=counts, max_error=run.thresholds.gradient_error)
         if "relative error" in closed.evidence:
             error = float(closed.evidence["relative error"])
             self._errors.append({"update": run.trainer.global_step, "error": error})
         gradient = evidence.gradient.nan_to_num()
         verdicts = [
-            check_weights(evidence.loss_weight, episodes, module.hparams["aggregation"], counts=counts),
+            check_weights(
+                evidence.loss_weight,
+                episodes,
+                module.hparams["aggregation"],
+                longest=module.aggregation_length,
+                counts=counts,
+            ),
             closed,
             check_cleared(gradient_norm(self._leftover)),
         ]
@@ -148,7 +149,10 @@ class GradientExamination(Examination):
 
 def _trainable(groups: Sequence[Group]) -> int:
     """How many groups can be trained on."""
-    return sum(sum(map(is_trainable, group.episodes)) >= 2 for group in groups)
+    return sum(
+        sum(map(is_trainable, group.episodes)) >= 2 and any(is_trainable(e) and not e.masked for e in group.episodes)
+        for group in groups
+    )
 
 
 class _Watch:

@@ -155,8 +155,9 @@ class RatioExamination(Examination):
         stored = run.data.rollout.stored_logprobs(index)
         with quiet(run):
             logprobs = run.module.policy.token_logprobs(batch).logprobs.double().cpu()
-        with_dropout = _rms((evidence.stored - evidence.logprobs)[same])
-        without = _rms(stored - logprobs)
+        with_dropout = _rms((evidence.stored - evidence.logprobs + evidence.log_mass)[same])
+        mass = torch.zeros_like(logprobs) if run.kept is None else run.kept.mass_of(index, logprobs - stored)
+        without = _rms(stored - logprobs + mass)
         allowed = float(verdict.evidence["allowed"])
         # Tokens that agreed all along say nothing about those that did not.
         if not without <= allowed < with_dropout:
@@ -184,7 +185,7 @@ class RatioExamination(Examination):
 
 
 def _rms(values: Tensor) -> float:
-    return float(values.square().mean().sqrt())
+    return float(values[~values.isnan()].square().mean().sqrt())
 
 
 def _draws_dropout(model: nn.Module) -> bool:

@@ -38,6 +38,7 @@ from grpo_lightning.diagnostics.rounding import rounding
 from grpo_lightning.diagnostics.scoring import quiet
 from grpo_lightning.diagnostics.update import Update
 from grpo_lightning.diagnostics.verdict import Status, Verdict
+from grpo_lightning.rollout.advantages import with_advantages
 from grpo_lightning.rollout.chat_template import TemplateFacts
 from grpo_lightning.rollout.episode import Group
 from grpo_lightning.rollout.generation_record import GenerationRecord
@@ -139,7 +140,7 @@ class RolloutExamination(Examination):
             check_groups(groups, _own_prompts(groups, rollout.record)),
             check_equal_answers(self._equal, run.thresholds.z),
             check_rewards(self._rollouts, self._differing),
-            check_advantages(groups, run.data.episodes.advantage),
+            check_advantages(groups, run.data.episodes.advantage, self._advantages_again(run, groups)),
             check_endings(groups, run.data.sampler.encoder.stop_token_ids, self._template),
         ]
         # Episodes whose tokens are not what they should be have no reward to compare with.
@@ -151,6 +152,18 @@ class RolloutExamination(Examination):
             verdicts.append(check_tasks(last_equal(self._tasks), len(run.data.tasks), limit))
         self._series.add({"number": float(rollout.origin.number)}, _numbers(rollout, samples))
         return verdicts
+
+    def _advantages_again(self, run: Run, groups: Sequence[Group]) -> list[Group] | None:
+        """Advantages by the estimator that the run declares; None where it is GRPO's.
+
+        Not by the data module's own hand, which is what is judged.
+        """
+        data = run.data
+        assert data is not None
+        if data.advantages.plain:
+            return None
+        credit, weights = data.episodes.advantage, data.scorer.weights
+        return with_advantages(groups, credit, data.advantages.estimate, part_weights=weights)
 
     def _age(self, run: Run, versions: NDArray[np.int64]) -> Verdict:
         published = self._published.get(int(versions.min(initial=run.module.policy_version)))
@@ -170,7 +183,7 @@ class RolloutExamination(Examination):
         if self._updates is not None:
             self._updates += 1
             verdicts.append(check_reuse(self._updates, rollout.layout.updates * rollout.layout.passes))
-        if run.module.hparams["kl_coef"] > 0:
+        if run.module.objective.kl_coef > 0:
             verdicts.append(self._reference(run, update))
         return verdicts
 
@@ -187,7 +200,9 @@ class RolloutExamination(Examination):
             return check_reference_apart(evidence.reference, evidence.logprobs, self._moved, rounding(run))
         if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in run.module.policy.modules()):
             return Verdict("reference", Status.NO_POWER, "Dropout makes reference and policy differ.")
-        return check_reference(evidence.reference, evidence.logprobs, evidence.stored, rounding(run))
+        return check_reference(
+            evidence.reference, evidence.logprobs, evidence.stored + evidence.log_mass, rounding(run)
+        )
 
 
 def _sampled_tokens(run: Run, rollout: Rollout, runs: Sequence[SampledRun]) -> Verdict:

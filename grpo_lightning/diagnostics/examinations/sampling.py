@@ -12,6 +12,7 @@ from grpo_lightning.diagnostics.checks.forward import check_forward
 from grpo_lightning.diagnostics.checks.mismatch import check_first_mismatch, mismatch_limit
 from grpo_lightning.diagnostics.checks.numbers import check_logprobs
 from grpo_lightning.diagnostics.checks.semantics import check_semantics, check_trainer_temperature, check_values
+from grpo_lightning.diagnostics.checks.truncation import as_declared
 from grpo_lightning.diagnostics.curve import Curve
 from grpo_lightning.diagnostics.evidence import MicroBatchEvidence
 from grpo_lightning.diagnostics.examination import Examination, Run
@@ -22,6 +23,7 @@ from grpo_lightning.diagnostics.rounding import rounding
 from grpo_lightning.diagnostics.sample import draw_sample
 from grpo_lightning.diagnostics.scoring import plain_logprobs, quiet
 from grpo_lightning.diagnostics.tally import Tally, Windows, tally
+from grpo_lightning.diagnostics.truncation import beside_truncation, kept_tokens
 from grpo_lightning.diagnostics.update import Update
 from grpo_lightning.diagnostics.verdict import Status, Verdict
 from grpo_lightning.distributed import processes
@@ -132,7 +134,34 @@ class SamplingExamination(Examination):
         if not any(verdict.status is Status.FAIL for verdict in verdicts):
             self.noise_floor = float((s - o).square().mean().sqrt())
         self._attribution = attribute(s, o, sequence, hypotheses, self.noise_floor, run.thresholds.z)
+        if run.data.truncated and not any(verdict.status is Status.FAIL for verdict in verdicts):
+            verdicts += self._truncated(run, allowed)
         return verdicts
+
+    def _truncated(self, run: Run, allowed: float) -> list[Verdict]:
+        """What was judged so far is not truncated. Does the engine truncate as the run declares?"""
+        assert run.data is not None
+        top_p, top_k = run.data.top_p, run.data.top_k
+        sample = draw_sample(run.data, truncated=True)
+        s, batch = sample.logprobs, sample.batch.to(run.module.device)
+        kept = kept_tokens(run, batch, top_p, top_k)
+        o, _, hypotheses, _ = self._scored(run, batch, s)
+        values = check_values(s, o - kept.log_mass, run.thresholds)
+        if values.status is Status.FAIL:
+            return [values]
+        verdicts = [
+            check_semantics(
+                s,
+                o - kept.log_mass,
+                batch.sequence_index.cpu(),
+                beside_truncation(hypotheses, o, kept.log_mass),
+                run.thresholds,
+                rounding(run),
+            ),
+            check_first_mismatch(s, o - (o - s).clamp(kept.low, kept.high), allowed),
+            check_distribution(kept.tally(s, kept.judged, self._draws), run.thresholds),
+        ]
+        return [as_declared(verdict, top_p, top_k) for verdict in verdicts]
 
     def on_batch(self, run: Run, batch: PackedBatch) -> None:
         """Keep the first micro-batch of a rollout, and the weights it was sampled with."""
@@ -151,7 +180,8 @@ class SamplingExamination(Examination):
         if not bool(fresh.any()) or not bool(evidence.logprobs.isfinite().all()):
             return ()
         verdicts = self._distribution(run, evidence, fresh)
-        d = (evidence.stored - evidence.logprobs)[fresh & evidence.stored.isfinite()]
+        d = (evidence.stored - evidence.logprobs + evidence.log_mass)[fresh]
+        d = d[d.isfinite()]
         if bool(fresh.all()) and len(d) >= run.thresholds.tokens and self._batch is not None and run.data is not None:
             rms = float(d.square().mean().sqrt())
             if rms > max(SUSPICIOUS * self._noise(run), 2 * self._looked_into):
@@ -162,14 +192,25 @@ class SamplingExamination(Examination):
 
     def _distribution(self, run: Run, evidence: MicroBatchEvidence, fresh: Tensor) -> list[Verdict]:
         """The verdicts of all windows that these tokens complete."""
-        part = tally(
-            evidence.logprobs[fresh],
-            evidence.entropy[fresh],
-            evidence.surprisal_variance[fresh],
-            evidence.mass_above[fresh],
-            evidence.stored[fresh],
-            self._draws,
-        )
+        truncated = run.data is not None and run.data.truncated
+        if truncated:
+            # Only where what is kept is known do the tokens say anything.
+            if run.kept is None or run.data is None or run.data.rollout is None:
+                return []
+            s = run.data.rollout.stored_logprobs(run.kept.ledger_index)
+            own = torch.isin(run.kept.ledger_index, evidence.ledger_index[fresh]) & s.isfinite()
+            part = run.kept.tally(s, own, self._draws)
+            if not part.tokens:
+                return []
+        else:
+            part = tally(
+                evidence.logprobs[fresh],
+                evidence.entropy[fresh],
+                evidence.surprisal_variance[fresh],
+                evidence.mass_above[fresh],
+                evidence.stored[fresh],
+                self._draws,
+            )
         self._total = self._total + part
         self._series.add(
             {"update": run.module.policy_version},
@@ -180,6 +221,8 @@ class SamplingExamination(Examination):
             },
         )
         judged = [check_distribution(window, run.thresholds) for window in self._windows.add(part)]
+        if truncated and run.data is not None:
+            judged = [as_declared(verdict, run.data.top_p, run.data.top_k) for verdict in judged]
         # The longest window knows most, unless a shorter one found something.
         failed = [verdict for verdict in judged if verdict.status is Status.FAIL]
         return [check_filled(self._total), *(failed or judged)[-1:]]
@@ -193,8 +236,15 @@ class SamplingExamination(Examination):
         o, _, hypotheses, _ = self._scored(run, batch, s)
         sequence = batch.sequence_index.cpu()
         noise = self._noise(run)
+        if not run.data.truncated:
+            self._attribution = attribute(s, o, sequence, hypotheses, noise, run.thresholds.z)
+            return [check_semantics(s, o, sequence, hypotheses, run.thresholds, noise)]
+        kept = kept_tokens(run, batch, run.data.top_p, run.data.top_k)
+        hypotheses = beside_truncation(hypotheses, o, kept.log_mass)
+        o = o - kept.log_mass
         self._attribution = attribute(s, o, sequence, hypotheses, noise, run.thresholds.z)
-        return [check_semantics(s, o, sequence, hypotheses, run.thresholds, noise)]
+        verdict = check_semantics(s, o, sequence, hypotheses, run.thresholds, noise)
+        return [as_declared(verdict, run.data.top_p, run.data.top_k)]
 
     def _noise(self, run: Run) -> float:
         return max(self.noise_floor or 0.0, rounding(run))

@@ -5,14 +5,16 @@ import pytest
 import torch
 
 from grpo_lightning.diagnostics import MicroBatchEvidence, Status
+from grpo_lightning.diagnostics.checks.declared_loss import ClippedLoss
 from grpo_lightning.diagnostics.checks.gradient import (
     MICRO_BATCHES,
-    ClippedLoss,
     check_cleared,
     check_closed_form,
     check_reached,
 )
-from grpo_lightning.functional import clipped_surrogate, kl_k3
+from grpo_lightning.functional import kl_k3
+from grpo_lightning.functional.surrogates import clipped
+from grpo_lightning.functional.terms import PolicyTerms
 
 LOSS = ClippedLoss(clip_low=0.2, clip_high=0.3, kl_coef=0.1)
 LENGTHS = (5, 9, 12, 4)
@@ -32,8 +34,9 @@ def draw(seed=0, *, loss=LOSS, spread=0.3, advantages=None, lengths=LENGTHS):
     own = torch.randn(len(lengths), generator=generator) if advantages is None else torch.tensor(advantages)
     advantage = torch.repeat_interleave(own, torch.tensor(lengths))
     weight = torch.repeat_interleave(1 / (len(lengths) * torch.tensor(lengths)), torch.tensor(lengths))
-    surrogate = clipped_surrogate(c, old, advantage, weight, clip_low=loss.clip_low, clip_high=loss.clip_high)
-    total = surrogate.loss + loss.kl_coef * (weight * kl_k3(c, reference)).sum()
+    terms = PolicyTerms(c, c - old, advantage, weight, sequence, torch.zeros(n, dtype=torch.bool))
+    surrogate = clipped(terms, clip_low=loss.clip_low, clip_high=loss.clip_high)
+    total = (weight * (surrogate.loss + loss.kl_coef * kl_k3(c, reference))).sum()
     (gradient,) = torch.autograd.grad(total * loss.processes, c)
     nothing = torch.zeros(n, dtype=torch.float64)
     return MicroBatchEvidence(
@@ -41,17 +44,24 @@ def draw(seed=0, *, loss=LOSS, spread=0.3, advantages=None, lengths=LENGTHS):
         sequence=sequence,
         first_of_rollout=torch.ones(n, dtype=torch.bool),
         logprobs=c.detach().double(),
-        log_ratio=surrogate.log_ratio.double(),
+        log_ratio=terms.log_ratio.detach().double(),
+        behaviour=old.double(),
+        proximal=torch.full_like(nothing, torch.nan),
         stored=old.double(),
         loss_weight=weight.double(),
         advantage=advantage.double(),
         updates_since_sampling=torch.zeros(n, dtype=torch.int64),
+        marked=terms.marked,
         clipped_low=surrogate.clipped_low,
         clipped_high=surrogate.clipped_high,
+        factor=torch.ones_like(nothing),
+        dropped=torch.zeros(n, dtype=torch.bool),
+        capped=torch.zeros(n, dtype=torch.bool),
         entropy=nothing,
         surprisal_variance=nothing,
         mass_above=nothing,
         reference=reference.double() if loss.kl_coef else torch.full_like(nothing, torch.nan),
+        log_mass=nothing,
         gradient=gradient.double(),
     )
 

@@ -121,7 +121,7 @@ def test_what_long_runs_leave_is_thinned(tiny_model, tmp_path, monkeypatch):
 def computes(monkeypatch, change):
     """The policy computes on another batch than the one it is given."""
     right = Policy.token_logprobs
-    monkeypatch.setattr(Policy, "token_logprobs", lambda self, batch: right(self, change(batch)))
+    monkeypatch.setattr(Policy, "token_logprobs", lambda self, batch, **options: right(self, change(batch), **options))
 
 
 def late(batch):
@@ -156,8 +156,8 @@ def test_samples_that_see_each_other(tiny_model, tmp_path, monkeypatch):
 def test_logprobs_of_the_trainer_that_are_no_numbers(tiny_model, tmp_path, monkeypatch, canary_tokens):
     right = Policy.token_logprobs
 
-    def broken(policy, batch):
-        result = right(policy, batch)
+    def broken(policy, batch, **options):
+        result = right(policy, batch, **options)
         bad = torch.arange(len(result.logprobs)) % 50 == 3
         return result._replace(logprobs=torch.where(bad, torch.nan, result.logprobs))
 
@@ -195,7 +195,9 @@ def test_another_temperature(tiny_model, tmp_path, monkeypatch, declared, real):
 
 def test_a_trainer_that_forgets_the_temperature(tiny_model, tmp_path, monkeypatch):
     right = Policy.token_logprobs
-    monkeypatch.setattr(Policy, "token_logprobs", lambda self, batch: right(self, batch.replace(temperature=1.0)))
+    monkeypatch.setattr(
+        Policy, "token_logprobs", lambda self, batch, **options: right(self, batch.replace(temperature=1.0), **options)
+    )
     engine = TransformersEngine(dtype="float32")
     cause, text = cause_of(tmp_path, engine, model={"model": tiny_model}, temperature=0.7)
     assert cause == "wrong_temperature"
