@@ -16,8 +16,10 @@ def main(command: str, args: list[str]) -> None:
     if command == "ls":
         parser.description = "List the configurations that come with the package."
         parser.parse_args(args)
-        for name, path in shipped().items():
-            print(f"{name:<24} {_first_comment(path)}")
+        known = shipped()
+        width = max(map(len, known))
+        for name, path in known.items():
+            print(f"{name:<{width}} {_first_comment(path)}")
         return
     parser.description = "Copy a configuration that comes with the package."
     parser.add_argument("name", help="its name, as 'grpo-lightning ls' shows it")
@@ -27,15 +29,16 @@ def main(command: str, args: list[str]) -> None:
 
 
 def shipped() -> dict[str, Path]:
-    """The configurations by name."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    """The configurations by name: whole ones, then those in folders, which are layered over a whole one."""
+    names = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in FOLDER.rglob("*.yaml")}
+    return {name: names[name] for name in sorted(names, key=lambda name: ("/" in name, name))}
 
 
 def copy(name: str, target: Path | None = None) -> Path:
     """Copy a configuration.
 
     Args:
-        name: Its name, with or without ``.yaml``.
+        name: Its name, with its folder if it is in one, with or without ``.yaml``.
         target: File or folder; the current folder if omitted.
 
     Returns:
@@ -47,7 +50,7 @@ def copy(name: str, target: Path | None = None) -> Path:
     known = shipped()
     wanted = name.removesuffix(".yaml")
     if wanted not in known:
-        near = difflib.get_close_matches(wanted, known, n=1)
+        near = [name for name in known if name.endswith(f"/{wanted}")] or difflib.get_close_matches(wanted, known, n=1)
         suggestion = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
         raise ConfigurationError(f"there is no configuration {name!r}; {suggestion}")
     source = known[wanted]
