@@ -46,7 +46,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         ha="left",
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, facecolor="white")
+    figure.savefig(path, dpi=85, facecolor="white")
 
 
 def _mean(curves: list[list[float]]) -> list[float]:

@@ -39,7 +39,7 @@ def _row(name: str, numbers: Mapping[str, Any]) -> tuple[str, ...]:
         f"`{name}`",
         _mean(numbers["before"]),
         _spread(numbers["after"]),
-        _spread(numbers["after_less_reference"], "+.2f"),
+        _spread(numbers["after_less_reference"], "+.3f"),
         _spread(numbers["area"]),
         _mean(numbers["greedy_after"]),
         _mean(numbers["entropy_after"]),
@@ -84,9 +84,9 @@ def paragraph(result: Mapping[str, Any]) -> str:
         f"`{best}` ends highest at {_spread(found[best]['after'])}, `{worst}` lowest at "
         f"{_spread(found[worst]['after'])}. The spread of {_count(len(alike))} of the {len(found) - 1} others overlaps "
         f"with that of `{best}`; the seeds of `{wide}` alone differ by {widest:.2f}. Each seed has a start of "
-        f"its own, the same for all algorithms: compared seed by seed, {_names(above) or 'none'} ended above `{TUNED}` on "
-        f"every seed, {_names(below) or 'none'} below. Three seeds of a small task order no algorithms: they show that "
-        "each runs, and how it behaves.",
+        f"its own, the same for all algorithms: compared seed by seed, {_names(above) or 'none'} ended above `{TUNED}` "
+        f"on every seed, {_names(below) or 'none'} below. Three seeds of a small task order no algorithms: they show "
+        "that each runs, and how it behaves.",
     ]
     fewer = [n for n, a in result["algorithms"].items() if {"updates_per_rollout", "inner_epochs"} & {*a["overruled"]}]
     more = [n for n in found if found[n]["samples_ratio"] > 1]

@@ -170,7 +170,7 @@ def test_the_table_is_sorted_and_complete(result):
     lines = table(result).splitlines()
     assert [line.split("`")[1] for line in lines[2:]] == ["rloo", "grpo", "gspo"]
     assert {line.count("|") for line in lines} == {12}
-    assert "| 0.72 (0.66 to 0.80) | +0.12 (-0.04 to +0.20) |" in lines[2]
+    assert "| 0.72 (0.66 to 0.80) | +0.120 (-0.040 to +0.200) |" in lines[2]
     assert lines[4].endswith("| gradient: 2 of 24 |")
 
 
@@ -252,6 +252,8 @@ def test_the_page_shows_what_is_committed(committed):
 
 def test_presets_that_the_table_shows_are_those_of_the_project(committed):
     """A preset that has changed since asks for the runs anew."""
+    if not PRESETS.is_dir():
+        pytest.skip("no presets here")
     for name, found in committed["algorithms"].items():
         if found["settings_from"] == f"{name}.yaml":
             assert found["settings"] == json.loads(json.dumps(own(name, PRESETS)[0]))
