@@ -301,3 +301,10 @@ class TestFaultsOfVariants:
 def test_names_of_advantages():
     assert Advantages.from_settings("group_std", {}, "episode").plain
     assert not Advantages.from_settings("opo", {}, "episode").plain
+
+
+@pytest.mark.parametrize(("level", "far"), [("token", True), ("sequence", False)])
+def test_narrow_clips_of_whole_sequences_are_no_collapse(tmp_path, tiny_model, level, far):
+    settings = {"ratio_level": level, "clip_low": 1e-7, "clip_high": 1e-7, "learning_rate": 1e-4}
+    doctor, *_ = fit(tmp_path, tiny_model, settings, {"inner_epochs": 6})
+    assert ("policy_collapsed" in doctor.causes()) == far
