@@ -91,10 +91,11 @@ def _why_none(groups: Sequence[Group]) -> str:
     masked = sum(episode.masked for group in groups for episode in group.episodes)
     reasons = Counter(e.failure for g in groups for e in g.episodes if e.failure)
     hint = (
-        f"; {masked} of {sum(len(g.episodes) for g in groups)} episodes were cut off by a limit, which mask_truncated "
-        "keeps out of the loss: raise the limit, or train on them"
+        f"{masked} of {sum(len(g.episodes) for g in groups)} episodes were cut off by a limit, which mask_truncated "
+        "keeps out of the loss: raise the limit, or train on them. "
     )
     return (
-        f"none of the {len(groups)} groups can be trained on: each needs two episodes with a reward"
-        f"{hint if masked else ''}. " + "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        f"none of the {len(groups)} groups can be trained on: each needs two episodes with a reward. "
+        + (hint if masked else "")
+        + "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
     )

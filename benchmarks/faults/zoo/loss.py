@@ -24,7 +24,8 @@ def textbook_loss(inputs: LossInputs) -> PolicyLoss:
     loss = -(inputs.weight * torch.minimum(ratio * advantages, clipped * advantages)).sum()
     low = (ratio < 0.8) & (advantages < 0)
     high = (ratio > 1.2) & (advantages > 0)
-    return PolicyLoss(loss, log_ratio.detach(), low.detach(), high.detach())
+    nowhere = torch.zeros_like(low)
+    return PolicyLoss(loss, log_ratio.detach(), low, high, torch.ones_like(inputs.weight), nowhere, nowhere)
 
 
 def _replace_loss(stage: Stage, make: Any) -> None:

@@ -270,7 +270,7 @@ def rollout_trained_twice(stage: Stage) -> None:
 @fault("tasks_repeated", deadline=NEXT_ROLLOUT, reaction="warn")
 def same_tasks_every_time(stage: Stage) -> None:
     """The order of tasks does not go on from rollout to rollout."""
-    stage.wrap(RolloutDataModule, "_draw_tasks", lambda right: lambda self, first: right(self, 0))
+    stage.wrap(RolloutDataModule, "_draw_tasks", lambda right: lambda self, first, count=None: right(self, 0, count))
 
 
 @fault("groups_mixed", deadline=PRE_FLIGHT)

@@ -237,7 +237,9 @@ def test_logprobs_that_are_the_trainers_are_told_from_others(tmp_path, tiny_mode
 
 
 def of_groups(change):
-    return lambda groups, credit: [forged(g, advantages=a) for g, a in zip(groups, change(groups, credit), strict=True)]
+    return lambda groups, credit, *args, **settings: [
+        forged(g, advantages=a) for g, a in zip(groups, change(groups, credit), strict=True)
+    ]
 
 
 def scaled(factor, offset=0.0):
@@ -524,7 +526,7 @@ def test_a_negative_number_of_them_is_refused():
 
 def test_tasks_that_come_again_are_a_warning(tmp_path, tiny_model):
     class Same(RolloutDataModule):
-        def _draw_tasks(self, first):
+        def _draw_tasks(self, first, count=None):
             return super()._draw_tasks(0)
 
     data = single(kind=Same)
