@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from benchmarks.trl_losses.batch import LENGTHS, SAMPLES
-from benchmarks.trl_losses.own import vespo
 
 TOLERANCE = 1e-5
 """Largest relative difference of what counts as equal."""
@@ -108,12 +107,7 @@ SURROGATES = [
         difference="`epsilon_high` is the cap of the ratio, `clip_high` its distance from 1",
         follows="here",
     ),
-    Case(
-        "VESPO",
-        {"loss_type": "vespo"},
-        TOKEN | {"surrogate": vespo, "ratio_level": "sequence_product"},
-        note="not built in; `surrogate` takes a function, here that of `benchmarks/trl_losses/own.py`",
-    ),
+    Case("VESPO", {"loss_type": "vespo"}, TOKEN | {"surrogate": "vespo", "ratio_level": "sequence_product"}),
     Case("GMPO", GMPO, GMPO_HERE, trainer="GMPOTrainer"),
     Case("GMPO, KL", GMPO | {**KL}, GMPO_HERE | {"kl_coef": 0.1}, trainer="GMPOTrainer"),
     Case(

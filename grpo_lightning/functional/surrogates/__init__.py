@@ -13,6 +13,7 @@ from grpo_lightning.functional.surrogates.gmpo import gmpo
 from grpo_lightning.functional.surrogates.kl_cov import kl_cov
 from grpo_lightning.functional.surrogates.reinforce import reinforce
 from grpo_lightning.functional.surrogates.sapo import sapo
+from grpo_lightning.functional.surrogates.vespo import vespo
 from grpo_lightning.functional.terms import TokenLoss
 
 Surrogate = Callable[..., TokenLoss]
@@ -27,6 +28,7 @@ SURROGATES: dict[str, Surrogate] = {
     "kl_cov": kl_cov,
     "reinforce": reinforce,
     "sapo": sapo,
+    "vespo": vespo,
 }
 """Surrogates by name."""
 
@@ -49,4 +51,5 @@ __all__ = [
     "kl_cov",
     "reinforce",
     "sapo",
+    "vespo",
 ]

@@ -15,6 +15,8 @@ from grpo_lightning.functional.surrogates import SURROGATES, TOKEN_RATIO_ONLY
 
 PAIRS = [(s, r) for s in SURROGATES for r in RATIO_LEVELS if r == "token" or SURROGATES[s] not in TOKEN_RATIO_ONLY]
 every = pytest.mark.parametrize(("surrogate", "level"), PAIRS)
+# Their ratio is a constant weight, if they have one: the gradient is that of the log-probability.
+OF_LOGPROBS = ("reinforce", "cispo", "vespo")
 # Two sequences; those of weight 0 are dirtied below.
 TOKENS = [
     Token(-1.0, 0.3, 1.5, 0.5, 0, True),
@@ -98,7 +100,7 @@ def test_ratio_one_gives_the_reinforce_gradient(surrogate, level, tokens):
     # Each token carries the ratio of all its sequence, so that each is counted once for each.
     times = [
         sum(o.sequence == t.sequence for o in tokens)
-        if level == "sequence_product" and surrogate not in ("reinforce", "cispo")
+        if level == "sequence_product" and surrogate not in OF_LOGPROBS
         else 1
         for t in tokens
     ]
@@ -117,7 +119,7 @@ def test_tokens_reported_as_clipped_are_those_without_gradient(surrogate, level,
     clipped = result.clipped_low | result.clipped_high
     assert not gradient[clipped].any()
     assert not (result.clipped_low & result.clipped_high).any()
-    if surrogate not in ("reinforce", "cispo"):
+    if surrogate not in OF_LOGPROBS:
         hidden = (terms.weight == 0) | (terms.advantages == 0)
         if surrogate == "clip_cov":
             hidden |= terms.marked
@@ -151,7 +153,7 @@ def test_tokens_that_became_impossible_are_finite_or_refused(surrogate, level, a
     logprobs = torch.tensor([-1.0, -math.inf], dtype=torch.float64, requires_grad=True)
     log_ratio = RATIO_LEVELS[level](logprobs, torch.full_like(logprobs, -1.0), terms.weight, terms.sequence)
     terms = dataclasses.replace(terms, logprobs=logprobs, log_ratio=log_ratio)
-    if surrogate in ("reinforce", "cispo", "kl_cov"):
+    if surrogate in (*OF_LOGPROBS, "kl_cov"):
         with pytest.raises(ValueError, match=r"expected finite log(probs|-ratios of marked tokens) .*, but got 1 inf"):
             SURROGATES[surrogate](dataclasses.replace(terms, log_ratio=logprobs + 1))
         return
@@ -186,7 +188,7 @@ def test_gradcheck(surrogate):
     ]
     terms = make_terms(tokens)
     # The weight of CISPO is a constant; the others see the log-probability only in the ratio.
-    name = "logprobs" if surrogate in ("reinforce", "cispo") else "log_ratio"
+    name = "logprobs" if surrogate in OF_LOGPROBS else "log_ratio"
 
     def loss(values):
         replaced = dataclasses.replace(terms, **{name: values})
