@@ -3,7 +3,6 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -33,7 +32,7 @@ from grpo_lightning.rollout.rescored import Rescored
 from grpo_lightning.rollout.rollout import Origin, Rollout, make_rollouts
 from grpo_lightning.rollout.sampler import Sampler
 from grpo_lightning.rollout.schedule import RolloutSchedule
-from grpo_lightning.rollout.shaping import KL, punish_kl, punish_overlong, refill
+from grpo_lightning.rollout.shaping import KL, punish_kl, punish_overlong, refill, with_greedy
 from grpo_lightning.rollout.shaping import mask_truncated as without_truncated
 from grpo_lightning.rollout.state import rollout_from_state
 from grpo_lightning.rollout.validation import validate_rollout
@@ -512,7 +511,7 @@ class RolloutDataModule(AnsweringDataModule):
             return groups
         tasks = [group.task for group in groups]
         greedy = self._shaped(self._sample("Greedy baseline", tasks, samples=1, temperature=0.0, key="greedy"))
-        return [replace(g, greedy=other.episodes[0].reward) for g, other in zip(groups, greedy, strict=True)]
+        return [with_greedy(group, other.episodes[0].reward) for group, other in zip(groups, greedy, strict=True)]
 
     def _draw_tasks(self, first: int, count: int | None = None) -> list[int]:
         """Indices of a rollout's tasks, after ``first`` tasks were drawn."""

@@ -1,5 +1,6 @@
 """The policy and its GRPO loss as a LightningModule."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -90,8 +91,8 @@ class GRPOModule(PolicyModule):
         aggregation: How tokens are averaged: ``"sequence"`` within a sequence first (GRPO), ``"token"`` over all tokens
             of the step (DAPO), ``"constant"`` by a fixed length (Dr. GRPO), ``"sequence_sum"`` not at all.
         aggregation_length: That fixed length; by default the longest completion that is allowed.
-        max_kl: KL in nats a token from the policy that sampled (``ppo/kl_k3``) at which an update is the last of its
-            epoch; none by default.
+        max_kl: KL in nats a token from the policy that the ratio compares with (``ppo/kl_k3``) at which an update is
+            the last of its epoch; none by default.
     """
 
     def __init__(
@@ -391,5 +392,5 @@ def require_not_negative(**values: float) -> None:
         ConfigurationError: If one is, or is no number.
     """
     for name, value in values.items():
-        if not value >= 0:
-            raise ConfigurationError(f"expected {name} >= 0, but got {value}")
+        if not 0 <= value < math.inf:
+            raise ConfigurationError(f"expected {name} >= 0 and finite, but got {value}")

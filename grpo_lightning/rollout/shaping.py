@@ -76,6 +76,19 @@ def punish_overlong(groups: Sequence[Group], *, max_length: int, buffer: int) ->
     )
 
 
+def with_greedy(group: Group, reward: float | None) -> Group:
+    """A group with the reward of the greedy answer to its task; without one there is nothing to compare with.
+
+    Args:
+        group: The group.
+        reward: That reward; None if it could not be told, which leaves the group's episodes without one too.
+    """
+    if reward is not None:
+        return replace(group, greedy=reward)
+    failure = "the greedy answer to its task has no reward"
+    return replace(group, episodes=tuple(replace(e, reward=None, failure=failure) for e in group.episodes))
+
+
 def mask_truncated(groups: Sequence[Group]) -> list[Group]:
     """The same groups with episodes that a limit cut off kept out of the loss; they still count in their group."""
     return [

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trajectories import rollouts
 
+from grpo_lightning.functional.advantages import ESTIMATORS
 from grpo_lightning.functional.reward_shaping import overlong_penalty
 from grpo_lightning.rollout.advantages import with_advantages
 from grpo_lightning.rollout.episode import Group
@@ -23,6 +24,7 @@ from grpo_lightning.rollout.shaping import (
     punish_overlong,
     refill,
     varies,
+    with_greedy,
 )
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -45,6 +47,20 @@ class TestVaries:
     )
     def test_rewards(self, rewards, expected):
         assert varies(group_of(*rewards)) is expected
+
+
+class TestWithGreedy:
+    def test_the_reward_is_kept_beside(self):
+        group = group_of(1.0, 0.0)
+        assert with_greedy(group, 0.5) == replace(group, greedy=0.5)
+
+    def test_without_one_the_group_is_not_judged(self):
+        group = with_greedy(group_of(1.0, 0.0), None)
+        assert [e.reward for e in group.episodes] == [None, None]
+        assert {e.failure for e in group.episodes} == {"the greedy answer to its task has no reward"}
+        other = replace(group_of(1.0, 0.0), greedy=0.5)
+        judged = with_advantages([group, other], estimator=ESTIMATORS["remax"])
+        assert [g.advantages for g in judged] == [((0.0,), (0.0,)), ((0.5,), (-0.5,))]
 
 
 class TestAddReward:
