@@ -104,6 +104,7 @@ def evidence_of(which, inputs, *, wrong=None, processes=1):
         surprisal_variance=nothing,
         mass_above=nothing,
         reference=inputs.reference.double() if which.kl_coef else torch.full_like(nothing, math.nan),
+        log_mass=nothing,
         gradient=gradient.double(),
     )
 

@@ -68,7 +68,8 @@ def test_equals_the_oracle(tokens, clip, dual, delta):
     delta = None if delta is None else 1 + high + delta
     edges = [e for e in (1 - low, 1 + high, dual, delta, 1.0) if e is not None]
     # Exactly on an edge both gradients are right, and rounding decides the flags.
-    assume(all(min(abs(math.exp(t.log_ratio) - e) for e in edges) > 1e-9 for t in tokens))
+    tokens = [t for t in tokens if min(abs(math.exp(t.log_ratio) - e) for e in edges) > 1e-9]
+    assume(tokens)
     terms = make_terms(tokens)
     result = clipped(terms, clip_low=low, clip_high=high, dual_clip=dual, delta=delta)
     expected = [oracle(t, low, high, dual, delta) for t in tokens]
