@@ -429,7 +429,6 @@ class RolloutDataModule(AnsweringDataModule):
     def _make_rollouts(self, module: "GRPOModule", epoch: int) -> list[Rollout]:
         """Sample one rollout and cut it for every process."""
         begin, aside = time.perf_counter(), self._sync_seconds + self._doctor_seconds
-        # To overfit means the same tasks again and again.
         record = GenerationRecord()
         indices, groups, flat, drawn = self._sample_groups(record)
         validate_rollout(groups)
