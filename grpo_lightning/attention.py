@@ -24,23 +24,24 @@ MASKED_IMPLEMENTATIONS = ("sdpa", "eager")
 class AttentionPlan:
     """Where the tokens of each prompt and completion stand in the packed batch; built once a batch.
 
+    Prompts and completions are lines of one length each, right-padded; their places, prompts first, are
+    ``X = R P + S C``.
+
     Attributes:
-        prompt_index: Packed index of each prompt token, padded on the right with 0, int64 ``[R, P]``.
-        prompt_valid: Which of these are tokens, bool ``[R, P]``.
-        sequence_index: The same for the completions, int64 ``[S, C]``.
-        sequence_valid: Which of these are tokens, bool ``[S, C]``.
+        prompts: Number ``R`` and length ``P`` of the prompts' lines.
+        sequences: Number ``S`` and length ``C`` of the completions'.
+        token_of_place: Packed index of the token in each place, 0 in padding, int64 ``[X]``.
+        place_of_token: Place of each packed token, int64 ``[T]``.
         sequence_row: Row of each completion, int64 ``[S]``.
         mask: What each completion token sees: prompt, then own completion, bool ``[S, 1, C, P + C]``.
-        order: Position of each packed token in (prompt tokens, completion tokens), int64 ``[T]``.
     """
 
-    prompt_index: Tensor
-    prompt_valid: Tensor
-    sequence_index: Tensor
-    sequence_valid: Tensor
+    prompts: tuple[int, int]
+    sequences: tuple[int, int]
+    token_of_place: Tensor
+    place_of_token: Tensor
     sequence_row: Tensor
     mask: Tensor
-    order: Tensor
 
 
 def attention_plan(batch: PackedBatch) -> AttentionPlan:
@@ -61,11 +62,14 @@ def attention_plan(batch: PackedBatch) -> AttentionPlan:
         ],
         dim=-1,
     )
-    order = torch.empty_like(batch.input_ids)
-    order[torch.cat([prompt_index[prompt_valid], sequence_index[sequence_valid]])] = torch.arange(
-        batch.num_tokens, device=order.device
+    token_of_place = torch.cat([prompt_index.flatten(), sequence_index.flatten()])
+    places = torch.cat([prompt_valid.flatten(), sequence_valid.flatten()]).nonzero().squeeze(1)
+    place_of_token = torch.empty_like(batch.input_ids)
+    place_of_token[token_of_place[places]] = places
+    (rows, longest_prompt), (sequences, longest) = prompt_index.shape, sequence_index.shape
+    return AttentionPlan(
+        (rows, longest_prompt), (sequences, longest), token_of_place, place_of_token, sequence_row, mask[:, None]
     )
-    return AttentionPlan(prompt_index, prompt_valid, sequence_index, sequence_valid, sequence_row, mask[:, None], order)
 
 
 def _padded_index(tokens: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,21 +130,63 @@ def shared_prompt_attention(
         return output, None
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return scaled_dot_product_attention(
+        q, k, v = (t.transpose(1, 2).to(attention_dtype(t.dtype, t.device.type)) for t in (q, k, v))
+        output = scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling, enable_gqa=True
-        ).transpose(1, 2)
+        )
+        return output.transpose(1, 2).to(query.dtype)
 
-    q_TH, k_TK, v_TK = (t[0].transpose(0, 1) for t in (query, key, value))
-    k_RP, v_RP = (t[plan.prompt_index].transpose(1, 2) for t in (k_TK, v_TK))
-    prompts = attend(q_TH[plan.prompt_index].transpose(1, 2), k_RP, v_RP, None)[plan.prompt_valid]
-    if not len(plan.sequence_index):
-        return prompts[plan.order][None], None
-    k_SC, v_SC = (
-        torch.cat([prompt[plan.sequence_row], own[plan.sequence_index].transpose(1, 2)], dim=2)
-        for prompt, own in ((k_RP, k_TK), (v_RP, v_TK))
+    (rows, longest_prompt), (sequences, longest) = plan.prompts, plan.sequences
+    padded = (_ToPlaces.apply(t[0].transpose(0, 1), plan) for t in (query, key, value))  # type: ignore[no-untyped-call]
+    of_prompts, of_sequences = zip(
+        *(t.split([rows * longest_prompt, sequences * longest]) for t in padded), strict=True
     )
-    completions = attend(q_TH[plan.sequence_index].transpose(1, 2), k_SC, v_SC, plan.mask)[plan.sequence_valid]
-    return torch.cat([prompts, completions])[plan.order][None], None
+    q_RP, k_RP, v_RP = (t.view(rows, longest_prompt, *t.shape[1:]) for t in of_prompts)
+    attended = [attend(q_RP, k_RP, v_RP, None).flatten(0, 1)]
+    if sequences:
+        q_SC, k_SC, v_SC = (t.view(sequences, longest, *t.shape[1:]) for t in of_sequences)
+        k_seen, v_seen = (
+            torch.cat([prompt.index_select(0, plan.sequence_row), own], dim=1)
+            for prompt, own in ((k_RP, k_SC), (v_RP, v_SC))
+        )
+        attended.append(attend(q_SC, k_seen, v_seen, plan.mask).flatten(0, 1))
+    return _ToTokens.apply(torch.cat(attended), plan)[None], None  # type: ignore[no-untyped-call]
+
+
+class _ToPlaces(torch.autograd.Function):
+    """Packed tokens ``[T, ...]`` into their places ``[X, ...]``; padding holds anything, and gets no gradient.
+
+    Each token has one place, so the gradient is a gather too. That of an ordinary index adds up, element by element.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, plan: AttentionPlan) -> Tensor:
+        ctx.plan = plan
+        return tokens.index_select(0, plan.token_of_place)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _ToTokens.apply(grad, ctx.plan), None  # type: ignore[no-untyped-call]
+
+
+class _ToTokens(torch.autograd.Function):
+    """The contrary: from places ``[X, ...]`` to packed tokens ``[T, ...]``."""
+
+    @staticmethod
+    def forward(ctx: Any, places: Tensor, plan: AttentionPlan) -> Tensor:
+        ctx.plan, ctx.count = plan, len(places)
+        return places.index_select(0, plan.place_of_token)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        places = grad.new_zeros(ctx.count, *grad.shape[1:])
+        return places.index_copy(0, ctx.plan.place_of_token, grad), None
+
+
+def attention_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
+    """What the shared-prompt attention computes in, for queries of a dtype on a kind of device."""
+    # The backward pass of the CPU kernel takes three times as long in bfloat16 as in float32.
+    return torch.float32 if (dtype, device) == (torch.bfloat16, "cpu") else dtype
 
 
 def register() -> None:

@@ -200,6 +200,8 @@ def with_adapter(
     """
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
+    from grpo_lightning.lora_linear import fuse
+
     _check_targets(base, config["target_modules"], source)
     peft_model = get_peft_model(base, LoraConfig.from_peft_type(**config), autocast_adapter_dtype=True)
     if any(hasattr(m, "lora_A") for m in (base.get_output_embeddings(), base.get_input_embeddings())):
@@ -210,6 +212,7 @@ def with_adapter(
     if weights is not None:
         _check_weights(weights, get_peft_model_state_dict(peft_model), source)
         set_peft_model_state_dict(peft_model, dict(weights))
+    fuse(peft_model)
     return peft_model
 
 

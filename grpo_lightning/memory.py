@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from grpo_lightning.adapter_config import AdapterConfig
-from grpo_lightning.attention import SHARED_PROMPT
+from grpo_lightning.attention import SHARED_PROMPT, attention_dtype
 from grpo_lightning.errors import GRPOError
-from grpo_lightning.functional.logprobs import DEFAULT_CHUNK_BYTES
+from grpo_lightning.functional.logprobs import BLOCK_BYTES, DEFAULT_CHUNK_BYTES
 from grpo_lightning.loading import with_adapter
 from grpo_lightning.policy import no_sharing
 
 _ATTENTION = "grpo_memory_estimate"
 _LIVE_CHUNKS = 4
 """Chunks of float32 logits that exist at once: the last one's log-probabilities and probabilities while the next
-one's logits are divided by the temperature."""
+one's logits are divided by the temperature. With a frozen head on a CPU only blocks of a chunk are float32."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,16 @@ def estimate_memory(
 
 def _logits(config: Any, shape: BatchShape, dtype: torch.dtype, *, full: bool) -> int:
     chunk = min(shape.sampled_tokens, max(1, DEFAULT_CHUNK_BYTES // (config.vocab_size * 4)))
+    if not full and _device() == "cpu":
+        return int(chunk * config.vocab_size * dtype.itemsize + _LIVE_CHUNKS * max(BLOCK_BYTES, config.vocab_size * 4))
     logits: int = chunk * config.vocab_size * (4 * _LIVE_CHUNKS + (dtype.itemsize if dtype.itemsize < 4 else 0))
     # With all weights, the gradient of the output head, added up chunk by chunk.
     return logits + (config.vocab_size * config.hidden_size * dtype.itemsize if full else 0)
+
+
+def _device() -> str:
+    """What the trainer is taken to compute on."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _causal_lm(model: Any) -> Any:
@@ -198,12 +205,13 @@ class _SavedByAttention(torch.autograd.Function):
         groups = shape.prompts * shape.samples
         seen = shape.prompt_tokens + shape.completion_tokens
         parts: list[Tensor] = []
+        dtype = attention_dtype(query.dtype, _device())
         for rows, length, context in (
             (shape.prompts, shape.prompt_tokens, shape.prompt_tokens),
             (groups, shape.completion_tokens, seen),
         ):
-            parts += [query.new_empty(rows, heads, length, size) for _ in ("query", "output")]
-            parts += [query.new_empty(rows, key_heads, context, size) for _ in ("key", "value")]
+            parts += [query.new_empty(rows, heads, length, size, dtype=dtype) for _ in ("query", "output")]
+            parts += [query.new_empty(rows, key_heads, context, size, dtype=dtype) for _ in ("key", "value")]
             parts.append(query.new_empty(rows, length, heads, dtype=torch.float32))
         parts.append(query.new_empty(groups, 1, shape.completion_tokens, seen))
         ctx.save_for_backward(*parts)

@@ -1,6 +1,7 @@
 """Log-probabilities of chosen tokens from hidden states, without ever holding ``[tokens, vocabulary]`` whole.
 
-Shapes: ``N`` target tokens, ``H`` hidden size, ``V`` vocabulary, ``C`` chunk size, ``K`` banned tokens.
+Shapes: ``N`` target tokens, ``H`` hidden size, ``V`` vocabulary, ``C`` chunk size, ``B`` lines of a chunk, ``K`` banned
+tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 DEFAULT_CHUNK_BYTES = 64 * 2**20
 """Size of one chunk of float32 logits. Large enough for efficient matrix products, small beside a model."""
 
-_BLOCK_BYTES = 2**20
-"""On CPUs sums over the vocabulary go through a few lines at a time, which stay in the processor's cache meanwhile.
-Elsewhere so little work a kernel would only cost launches."""
+BLOCK_BYTES = 2**20
+"""On CPUs what is done with float32 logits goes through a few lines at a time, which stay in the processor's cache
+meanwhile. Elsewhere so little work a kernel would only cost launches."""
 
 
 class TokenLogprobs(NamedTuple):
@@ -109,7 +110,7 @@ def log_distributions(
     """
     banned_K = torch.tensor(banned_token_ids, dtype=torch.int64, device=head_VH.device)
     for hidden_CH in torch.split(hidden_NH, _chunk_tokens(hidden_NH, head_VH, chunk_bytes)):
-        yield _log_softmax(hidden_CH, head_VH, temperature, banned_K)
+        yield _log_softmax(torch.nn.functional.linear(hidden_CH, head_VH), temperature, banned_K)
 
 
 def _chunk_tokens(hidden_NH: Tensor, head_VH: Tensor, chunk_bytes: int) -> int:
@@ -117,21 +118,21 @@ def _chunk_tokens(hidden_NH: Tensor, head_VH: Tensor, chunk_bytes: int) -> int:
     return max(1, chunk_bytes // (head_VH.shape[0] * element))
 
 
-def _log_softmax(hidden_CH: Tensor, head_VH: Tensor, temperature: float, banned_K: Tensor) -> Tensor:
-    """Log-softmax over the vocabulary ``[C, V]``."""
-    logits_CV = torch.nn.functional.linear(hidden_CH, head_VH)
+def _log_softmax(logits_CV: Tensor, temperature: float, banned_K: Tensor) -> Tensor:
+    """Log-softmax over the vocabulary ``[C, V]`` of logits before temperature."""
     logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)) / temperature
     # Not -inf, whose product with probability 0 would make the entropy NaN; exp() of this is exactly 0 too.
     logits_CV.index_fill_(1, banned_K, torch.finfo(logits_CV.dtype).min)
     return torch.log_softmax(logits_CV, dim=-1)
 
 
-def _chunk_logprobs(
-    hidden_CH: Tensor, head_VH: Tensor, targets_C: Tensor, temperature: float, banned_K: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Log-softmax over the vocabulary ``[C, V]`` and its value at the targets ``[C]``."""
-    logp_CV = _log_softmax(hidden_CH, head_VH, temperature, banned_K)
-    return logp_CV, logp_CV.gather(1, targets_C[:, None]).squeeze(1)
+def _blocks(logits_CV: Tensor) -> Iterator[slice]:
+    """The lines of a chunk that are gone through together."""
+    count, vocabulary = logits_CV.shape
+    step = max(1, BLOCK_BYTES // (vocabulary * 4)) if logits_CV.device.type == "cpu" else max(1, count)
+    # One block without lines where there are no tokens.
+    for begin in range(0, max(1, count), step):
+        yield slice(begin, min(begin + step, count))
 
 
 def _trainable_head(
@@ -144,9 +145,12 @@ def _trainable_head(
     entropy_gradient: bool,
 ) -> TokenLogprobs:
     def one(hidden_CH: Tensor, head: Tensor, targets_C: Tensor) -> tuple[Tensor, ...]:
-        logp_CV, picked_C = _chunk_logprobs(hidden_CH, head, targets_C, temperature, banned_K)
-        probs_CV = logp_CV.detach().exp()
-        entropy_C, *others = _distribution(logp_CV.detach(), probs_CV, picked_C.detach())
+        logp_CV = _log_softmax(torch.nn.functional.linear(hidden_CH, head), temperature, banned_K)
+        picked_C = logp_CV.gather(1, targets_C[:, None]).squeeze(1)
+        known_CV = logp_CV.detach()
+        probs_CV = known_CV.exp()
+        blocks = [_distribution(known_CV[b], probs_CV[b], picked_C.detach()[b]) for b in _blocks(known_CV)]
+        entropy_C, *others = map(torch.cat, zip(*blocks, strict=True))
         if entropy_gradient:
             entropy_C = _Entropy.apply(logp_CV, probs_CV, entropy_C)  # type: ignore[no-untyped-call]
         return picked_C, entropy_C, *others
@@ -158,17 +162,8 @@ def _trainable_head(
     return TokenLogprobs(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _distribution(logp_CV: Tensor, probs_CV: Tensor, picked_C: Tensor) -> tuple[Tensor, ...]:
-    """Entropy, variance of the surprisal, and mass above the targets, each ``[C]``."""
-    if logp_CV.device.type != "cpu":
-        return _block_distribution(logp_CV, probs_CV, picked_C)
-    lines = max(1, _BLOCK_BYTES // (logp_CV.shape[1] * logp_CV.element_size()))
-    blocks = zip(*(torch.split(values, lines) for values in (logp_CV, probs_CV, picked_C)), strict=True)
-    return tuple(map(torch.cat, zip(*(_block_distribution(*block) for block in blocks), strict=True)))
-
-
-def _block_distribution(logp_BV: Tensor, probs_BV: Tensor, picked_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for a few lines, with one buffer of their size."""
+def _distribution(logp_BV: Tensor, probs_BV: Tensor, picked_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy, variance of the surprisal, and mass above the targets of a block, each ``[B]``, with one buffer."""
     buffer_BV = probs_BV * logp_BV
     mean_B = buffer_BV.sum(-1)
     variance_B = (buffer_BV.mul_(logp_BV).sum(-1) - mean_B.square()).clamp_min(0)
@@ -216,18 +211,25 @@ class _FrozenHead(torch.autograd.Function):
         jacobians = [torch.empty_like(hidden_NH) for _ in range(1 + entropy_gradient) if ctx.needs_input_grad[0]]
         for start in range(0, hidden_NH.shape[0], chunk):
             part = slice(start, start + chunk)
-            logp_CV, logprobs_N[part] = _chunk_logprobs(
-                hidden_NH[part], head_VH, targets_N[part], temperature, banned_K
-            )
-            probs_CV = logp_CV.exp()
-            for whole_N, part_C in zip(distribution, _distribution(logp_CV, probs_CV, logprobs_N[part]), strict=True):
-                whole_N[part] = part_C
+            # What the head is multiplied by in the gradients takes the place of the logits, line by line.
+            weights = [torch.nn.functional.linear(hidden_NH[part], head_VH)]
+            weights += [torch.empty_like(weights[0]) for _ in jacobians[1:]]
+            for lines in _blocks(weights[0]):
+                block = slice(start + lines.start, start + lines.stop)
+                logp_BV = _log_softmax(weights[0][lines], temperature, banned_K)
+                logprobs_N[block] = logp_BV.gather(1, targets_N[block, None]).squeeze(1)
+                probs_BV = logp_BV.exp()
+                values = _distribution(logp_BV, probs_BV, logprobs_N[block])
+                for whole_N, part_B in zip(distribution, values, strict=True):
+                    whole_N[block] = part_B
+                if len(jacobians) > 1:
+                    weights[1][lines] = _entropy_slope(logp_BV, probs_BV, distribution[0][block])
+                if jacobians:
+                    weights[0][lines] = probs_BV
             if jacobians:
-                mean_CH = probs_CV.to(head_VH.dtype) @ head_VH
-                jacobians[0][part] = (head_VH[targets_N[part]] - mean_CH) / temperature
+                jacobians[0][part] = (head_VH[targets_N[part]] - weights[0] @ head_VH) / temperature
             if len(jacobians) > 1:
-                slope_CV = _entropy_slope(logp_CV, probs_CV, distribution[0][part])
-                jacobians[1][part] = slope_CV.to(head_VH.dtype) @ head_VH / temperature
+                jacobians[1][part] = weights[1] @ head_VH / temperature
         ctx.save_for_backward(*jacobians)
         ctx.mark_non_differentiable(*distribution[entropy_gradient:])
         return logprobs_N, *distribution

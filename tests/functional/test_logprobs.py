@@ -510,11 +510,11 @@ def test_wrong_input_is_named():
 
 @pytest.mark.parametrize(("device", "blocks"), [("cpu", 4), ("meta", 1)])
 def test_only_cpus_go_through_a_chunk_in_blocks(monkeypatch, device, blocks):
-    seen, right = [], logprobs_module._block_distribution
+    seen, right = [], logprobs_module._distribution
     monkeypatch.setattr(
-        logprobs_module, "_block_distribution", lambda *values: (seen.append(len(values[0])), right(*values))[1]
+        logprobs_module, "_distribution", lambda *values: (seen.append(len(values[0])), right(*values))[1]
     )
-    lines, vocabulary = 4, logprobs_module._BLOCK_BYTES // 4
+    lines, vocabulary = 4, logprobs_module.BLOCK_BYTES // 4
     hidden, head = torch.zeros(lines, 2, device=device), torch.zeros(vocabulary, 2, device=device)
     token_logprobs(hidden, head, torch.zeros(lines, dtype=torch.int64, device=device))
     assert seen == [lines // blocks] * blocks
