@@ -25,6 +25,7 @@ from grpo_lightning.checkpoint_check import (
 from grpo_lightning.checkpoint_io import DurableCheckpointIO
 from grpo_lightning.datamodule import RolloutDataModule
 from grpo_lightning.errors import CheckpointError, ConfigurationError
+from grpo_lightning.freed_memory import keep_freed_memory
 from grpo_lightning.functional.lr_schedule import lr_factor
 from grpo_lightning.loading import load_policy
 from grpo_lightning.policy import Policy
@@ -120,9 +121,11 @@ class PolicyModule(LightningModule):
         return min(ends)
 
     def setup(self, stage: str) -> None:
-        """Forget a fit that ended in an exception, and write checkpoints that are whole or absent."""
+        """Forget a fit that ended in an exception, write whole checkpoints or none, and on a CPU keep freed memory."""
         self.fitting = False
         strategy = self.trainer.strategy
+        if strategy.root_device.type == "cpu":
+            keep_freed_memory()
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = DurableCheckpointIO()
         elif isinstance(strategy.checkpoint_io, _WrappingCheckpointIO):
