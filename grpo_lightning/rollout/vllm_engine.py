@@ -25,6 +25,11 @@ _CPU_BLOCK_SIZE = 32
 are shared between the samples of a group; its CPU attention kernel wants multiples of 32."""
 
 _MAX_CPU_SEQUENCES = 128
+
+_SAME_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""Has a worker on CPU run in the engine core's process. In one of its own, which vLLM prefers there, the two wait for
+one another in loops that take the cores from the computation. vLLM changes the short name of this one back."""
+
 _SUPPORTED_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -183,6 +188,8 @@ class VLLMEngine:
             # Between the parts of a prompt vLLM turns back the request's seeded generator, which one on CPU refuses.
             args["enable_chunked_prefill"] = False
             args.setdefault("block_size", _CPU_BLOCK_SIZE)
+            if args["tensor_parallel_size"] == 1:
+                args.setdefault("distributed_executor_backend", _SAME_PROCESS)
         with processes.starting(
             lambda: engine_environment(on_gpu, self._cpu_cache_gib, self._cpu_threads, self._start_timeout)
         ):

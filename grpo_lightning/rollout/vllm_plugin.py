@@ -22,3 +22,8 @@ def register() -> None:
         type(current_platform).get_punica_wrapper = classmethod(
             lambda cls: "grpo_lightning.rollout.vllm_lora_cpu.GroupedPunicaWrapperCPU"
         )
+        from grpo_lightning.freed_memory import keep_freed_memory
+        from grpo_lightning.rollout.vllm_ops_cpu import install
+
+        keep_freed_memory()
+        install()
