@@ -16,7 +16,7 @@ from grpo_lightning.attention import MASKED_IMPLEMENTATIONS, SHARED_PROMPT, atte
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.functional import TokenLogprobs, log_distributions, token_logprobs
 from grpo_lightning.functional.logprobs import DEFAULT_CHUNK_BYTES
-from grpo_lightning.rollout.batch import PackedBatch
+from grpo_lightning.rollout.batch import PROMPT, PackedBatch
 
 logger = logging.getLogger(__name__)
 
@@ -281,19 +281,19 @@ def unpack(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         Tokens ``[S, L]``, lengths ``[S]``, and for each sampled token its line and the position of the hidden
         state that predicts it, each ``[N]``.
     """
-    count = int(batch.sequence_index.max()) + 1 if batch.num_targets else 0
-    rows = batch.row_ids.new_zeros(count)
-    rows[batch.sequence_index] = batch.row_ids[batch.target_index]
-    lines = []
-    for line in range(count):
-        prompt = batch.input_ids[(batch.row_ids == rows[line]) & (batch.sequence_ids < 0)]
-        lines.append(torch.cat([prompt, batch.input_ids[batch.sequence_ids == line]]))
-    if not lines:
-        lines = [batch.input_ids]
-    lengths = torch.tensor([len(line) for line in lines], device=batch.input_ids.device)
-    return (
-        nn.utils.rnn.pad_sequence(lines, batch_first=True),
-        lengths,
-        batch.sequence_index,
-        batch.position_ids[batch.target_index],
-    )
+    place_N = batch.position_ids[batch.target_index]
+    if not batch.num_targets:
+        return batch.input_ids[None], batch.input_ids.new_tensor([batch.num_tokens]), batch.sequence_index, place_N
+    row_S = batch.row_ids.new_zeros(int(batch.sequence_index.max()) + 1)
+    row_S[batch.sequence_index] = batch.row_ids[batch.target_index]
+    prompt_T = batch.sequence_ids == PROMPT
+    own_T = ~prompt_T
+    prompt_lengths_R = torch.bincount(batch.row_ids[prompt_T])
+    lengths_S = prompt_lengths_R[row_S] + torch.bincount(batch.sequence_ids[own_T], minlength=len(row_S))
+    prompts_RP = batch.input_ids.new_zeros(len(prompt_lengths_R), int(prompt_lengths_R.max()))
+    prompts_RP[batch.row_ids[prompt_T], batch.position_ids[prompt_T]] = batch.input_ids[prompt_T]
+    ids_SL = batch.input_ids.new_zeros(len(row_S), int(lengths_S.max()))
+    # What stands behind a shorter prompt is written over next.
+    ids_SL[:, : prompts_RP.shape[1]] = prompts_RP[row_S]
+    ids_SL[batch.sequence_ids[own_T], batch.position_ids[own_T]] = batch.input_ids[own_T]
+    return ids_SL, lengths_S, batch.sequence_index, place_N

@@ -7,6 +7,7 @@ import torch
 from fakes import make_row
 from policies import make_adapter
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -323,6 +324,47 @@ def test_unpack_keeps_what_was_said_between_turns():
     assert lengths.tolist() == [7, 2]
     assert sequence.tolist() == [0, 0, 0, 1]
     assert position.tolist() == [1, 5, 6, 1]
+
+
+def lines_of(batch):
+    """`unpack`, by a loop over sequences."""
+    count = int(batch.sequence_index.max()) + 1 if batch.num_targets else 0
+    lines = []
+    for line in range(count):
+        row = batch.row_ids[batch.target_index[batch.sequence_index == line][0]]
+        prompt = batch.input_ids[(batch.row_ids == row) & (batch.sequence_ids < 0)]
+        lines.append(torch.cat([prompt, batch.input_ids[batch.sequence_ids == line]]).tolist())
+    return lines or [batch.input_ids.tolist()]
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("leading", [1, 12, 99])
+def test_unpack_equals_a_loop_over_sequences(name, leading):
+    batch = pack(make_rows(ROWS[name]), 1.0).first_rows(leading)
+    ids, lengths, sequence, position = unpack(batch)
+    lines = lines_of(batch)
+    assert lengths.tolist() == [len(line) for line in lines]
+    assert ids.tolist() == [line + [0] * (max(lengths.tolist()) - len(line)) for line in lines]
+    assert [ids[s, p] for s, p in zip(sequence, position, strict=True)] == [
+        batch.input_ids[i] for i in batch.target_index
+    ]
+
+
+def test_unpack_takes_as_many_operations_for_many_sequences_as_for_few():
+    class Count(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.operations += 1
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for sequences in (2, 40):
+        batch = pack([make_row((10, 11), [(20, 21)] * sequences)], 1.0)
+        with Count() as count:
+            unpack(batch)
+        counts.append(count.operations)
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("layout", ["packed", "sequences"])

@@ -67,8 +67,12 @@ class Episode:
 
     def __post_init__(self) -> None:
         for name, column in (("token_ids", "token_ids"), ("token_logprobs", "logprobs")):
-            said = [value for turn in self.turns if not turn.action.was_forced for value in getattr(turn.action, name)]
-            kept = [value for ledger in self.ledgers for value in getattr(ledger, column)[ledger.sampled].tolist()]
+            said, kept = [], []
+            for turn in self.turns:
+                if not turn.action.was_forced:
+                    said += getattr(turn.action, name)
+            for ledger in self.ledgers:
+                kept += getattr(ledger, column)[ledger.sampled].tolist()
             if said != kept:
                 raise LedgerError(
                     f"expected the ledger's sampled tokens to be those of the {len(self.turns)} actions, in order, but "

@@ -63,7 +63,7 @@ class Ledger:
         lengths = {column.name: getattr(self, column.name).shape for column in fields(self)}
         if len(set(lengths.values())) != 1 or self.token_ids.ndim != 1:
             raise LedgerError(f"expected columns of one length, but got {lengths}")
-        unknown = ~np.isin(self.source, [source.value for source in Source])
+        unknown = (self.source < min(Source)) | (self.source > max(Source))
         if unknown.any():
             raise LedgerError(f"expected sources 0 to {max(Source).value}, but got {self.source[unknown][0]}")
         prompt = int((self.source == Source.PROMPT).sum())

@@ -7,7 +7,7 @@ object that another could reach.
 import asyncio
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -77,6 +77,7 @@ class Player:
     _scoring: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(_CONCURRENT_SCORES))
     _open: dict[str, asyncio.Semaphore] = field(init=False, default_factory=dict)
     _playing: dict[int, Environment] = field(init=False, default_factory=dict)
+    _prompts: dict[str, tuple[str, list[int]]] = field(init=False, default_factory=dict)
 
     async def play(self, task: Task, number: int) -> Episode:
         """Play an episode; if the environment fails, again from the seed.
@@ -129,7 +130,7 @@ class Player:
     def _begun(self, task: Task, observation: Observation) -> _Position:
         tools = ToolUse.of(observation, self.encoder)
         messages = tools.opening(observation.messages, self.encoder)
-        ledger = Ledger.of_prompt(self.encoder.prompt(task.id, messages, tools.for_template))
+        ledger = Ledger.of_prompt(self._prompt(task.id, messages, tools))
         if self.record is not None:
             self.record.begin(task.id, ledger.prompt_ids)
         limit = self.settings.timeout
@@ -144,6 +145,16 @@ class Player:
             deadline=None if limit is None else asyncio.get_running_loop().time() + limit,
             status=status,
         )
+
+    def _prompt(self, task: str, messages: Sequence[Message], tools: ToolUse) -> list[int]:
+        """The episode's prompt, encoded once for all samples of a task that begin alike."""
+        # Observations are plain values, so the text tells them apart where == would not (1 and True).
+        said = repr((messages, tools.for_template))
+        known, ids = self._prompts.get(task, (None, []))
+        if known != said:
+            ids = self.encoder.prompt(task, messages, tools.for_template)
+            self._prompts[task] = said, ids
+        return ids
 
     async def _turn(self, environment: GuardedEnvironment, task: Task, number: int, position: _Position) -> _Position:
         turn, ledger = len(position.turns), position.ledgers[-1]

@@ -1,7 +1,6 @@
 """Checks of what the engine returned, before any update is computed from it."""
 
 import logging
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,7 +26,7 @@ def validate_generation(generation: Generation, task_id: str) -> None:
     tokens, logprobs = generation.token_ids, generation.logprobs
     if not tokens:
         raise LogprobValidationError(f"task {task_id!r}: the engine returned no token at all")
-    if any(value is None for value in logprobs) or not logprobs:
+    if None in logprobs or not logprobs:
         raise LogprobValidationError(
             f"task {task_id!r}: the engine returned no sample-time logprobs. Ask it for the sampled token's "
             "logprob (vLLM: SamplingParams(logprobs=0)); they are never replaced by zeros"
@@ -36,8 +35,9 @@ def validate_generation(generation: Generation, task_id: str) -> None:
         raise LogprobValidationError(
             f"task {task_id!r}: expected one logprob per sampled token, but got {len(logprobs)} for {len(tokens)}"
         )
-    wrong = [v for v in logprobs if not math.isfinite(v) or v > POSITIVE_TOLERANCE]
-    if wrong:
+    values = np.array(logprobs, dtype=np.float64)
+    wrong = values[~(np.isfinite(values) & (values <= POSITIVE_TOLERANCE))]
+    if len(wrong):
         raise LogprobValidationError(
             f"task {task_id!r}: expected finite logprobs <= 0, but {len(wrong)} of {len(logprobs)} are not, "
             f"for example {wrong[0]}"

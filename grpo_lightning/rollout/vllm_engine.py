@@ -245,7 +245,7 @@ class VLLMEngine:
 
         Raises:
             EngineDiedError: If the engine's process ended.
-            LogprobValidationError: If vLLM returned no logprob for a sampled token.
+            LogprobValidationError: If vLLM did not return one logprob for each sampled token.
             RolloutError: If the completion neither stopped nor reached its greatest length.
         """
         from vllm import SamplingParams
@@ -262,6 +262,8 @@ class VLLMEngine:
                 top_k=params.top_k,
                 seed=seed,
                 logprobs=0,
+                # One list of numbers; otherwise a dict and an object for each token.
+                flat_logprobs=True,
                 stop_token_ids=list(params.stop_token_ids),
                 stop=list(params.stop),
                 include_stop_str_in_output=True,
@@ -276,11 +278,16 @@ class VLLMEngine:
         completion = output.outputs[0]
         if completion.logprobs is None:
             raise LogprobValidationError("vLLM returned no logprobs, although logprobs=0 asks for the sampled token's")
-        logprobs = tuple(
-            entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)
-        )
+        if list(completion.token_ids) != completion.logprobs.token_ids:
+            raise LogprobValidationError(
+                f"expected vLLM's logprobs of the {len(completion.token_ids)} sampled tokens, one each, but got "
+                f"{len(completion.logprobs.token_ids)} of other ones"
+            )
         return Generation(
-            tuple(completion.token_ids), logprobs, _finish_reason(completion), -1 if ref is None else ref.version
+            tuple(completion.token_ids),
+            tuple(completion.logprobs.logprobs),
+            _finish_reason(completion),
+            -1 if ref is None else ref.version,
         )
 
     async def score(self, token_ids: Sequence[int], *, adapter: Adapter = CURRENT) -> list[float]:

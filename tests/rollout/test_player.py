@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grpo_lightning.envs import Environment, InvalidAction, Observation
-from grpo_lightning.errors import ConfigurationError, RewardError
+from grpo_lightning.errors import ConfigurationError, RewardError, RolloutError
 from grpo_lightning.rewards import Scorer
 from grpo_lightning.rollout.episode_settings import EpisodeSettings
 from grpo_lightning.rollout.ledger import Ledger, Source
@@ -33,6 +33,31 @@ def says(*texts, stop=True):
         return Generation(tuple(ids), tuple(-0.1 * (i + 1) for i in range(len(ids))), "stop" if ended else "length", 7)
 
     return generation
+
+
+def test_samples_that_begin_alike_have_their_prompt_encoded_once(monkeypatch):
+    encoded = []
+    first = FakeChat.first
+
+    def prompt(self, name, messages, tools=()):
+        encoded.append(name)
+        return first(self, messages)
+
+    monkeypatch.setattr(FakeChat, "prompt", prompt)
+    groups, _ = play([make_task("a"), make_task("b")], Echo, samples=4)
+    assert sorted(encoded) == ["a", "b"]
+    assert {group.prompt_ids for group in groups} == {tuple(encode(f"<u {name}?><a ")) for name in "ab"}
+
+
+def test_samples_that_begin_otherwise_have_prompts_of_their_own():
+    begun = iter("abc")
+
+    class Differs(Echo):
+        async def reset(self, task):
+            return Observation(user(next(begun)))
+
+    with pytest.raises(RolloutError, match="there are 3 different ones"):
+        play([make_task("a")], Differs, samples=3)
 
 
 def one(environment, *, generation=None, task=None, **settings):

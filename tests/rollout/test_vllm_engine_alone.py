@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from grpo_lightning import VLLMEngine
-from grpo_lightning.errors import EngineDiedError, RolloutError
+from grpo_lightning.errors import EngineDiedError, LogprobValidationError, RolloutError
 from grpo_lightning.rollout.engine import EngineSpec
 from grpo_lightning.rollout.types import SamplingSettings
 
@@ -19,13 +19,18 @@ SPEC = EngineSpec(model="none", lora_rank=4, max_length=96, max_concurrency=4)
 class Answering(VLLMEngine):
     """vLLM's answer is three tokens that end for a given reason."""
 
-    def __init__(self, reason):
+    def __init__(self, reason, said=(5, 6, 7)):
         super().__init__()
         self.reason = reason
+        self.said = said
 
-    async def _request(self, *arguments):
+    async def _request(self, prompt_ids, params, *others):
+        from vllm.logprobs import append_logprobs_for_next_position, create_sample_logprobs
+
         tokens = [5, 6, 7]
-        logprobs = [{token: SimpleNamespace(logprob=-1.0)} for token in tokens]
+        logprobs = create_sample_logprobs(params.flat_logprobs)
+        for token in self.said:
+            append_logprobs_for_next_position(logprobs, [token], [-token / 10], [None], 1, params.logprobs)
         completion = SimpleNamespace(token_ids=tokens, logprobs=logprobs, finish_reason=self.reason)
         return SimpleNamespace(outputs=[completion])
 
@@ -37,6 +42,15 @@ class Answering(VLLMEngine):
 def test_completions_that_ended_are_given_with_the_reason(reason):
     generation = Answering(reason).answer()
     assert (generation.token_ids, generation.finish_reason) == ((5, 6, 7), reason)
+    assert generation.logprobs == (-0.5, -0.6, -0.7)
+
+
+@pytest.mark.parametrize("said", [(), (5, 6), (5, 6, 8), (5, 6, 7, 7)])
+def test_logprobs_of_other_tokens_are_refused(said):
+    with pytest.raises(
+        LogprobValidationError, match=f"logprobs of the 3 sampled tokens, one each, but got {len(said)}"
+    ):
+        Answering("stop", said).answer()
 
 
 @pytest.mark.parametrize("reason", ["abort", "error", "repetition", None])

@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -44,8 +45,8 @@ def said(groups: Sequence[Group]) -> list[Said]:
     for number, group in enumerate(groups):
         for episode in group.episodes:
             actions = [turn.action for turn in episode.turns if not turn.action.was_forced]
-            tokens = [token for action in actions for token in (*action.token_ids, -1)]
-            logprobs = [value for action in actions for value in action.token_logprobs]
+            tokens = list(chain.from_iterable((*action.token_ids, -1) for action in actions))
+            logprobs = list(chain.from_iterable(action.token_logprobs for action in actions))
             if logprobs and all(map(math.isfinite, logprobs)):
                 named = digest(tokens, np.int64)
                 found.append(Said(number, named, math.fsum(logprobs), named + digest(logprobs, np.float64)))
