@@ -1,6 +1,5 @@
 """Rollouts as a LightningDataModule: each epoch's train loader holds a fresh rollout, packed."""
 
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -240,7 +239,6 @@ class RolloutDataModule(AnsweringDataModule):
         self._schedule = RolloutSchedule()
         self._sampler: Sampler | None = None
         self._predict_scorer = self.scorer
-        self._sync_seconds = self._doctor_seconds = 0.0
 
     @property
     def truncated(self) -> bool:
@@ -265,7 +263,6 @@ class RolloutDataModule(AnsweringDataModule):
         """
         trainer, module = self._trainer(), self._module()
         self._schedule.begin_run(fresh=module.policy_version == 0)
-        self._sync_seconds = self._doctor_seconds = 0.0
         encoder = self.check(module, trainer, stage)
         self._sampler = Sampler(
             engine=self.engine,
@@ -381,18 +378,17 @@ class RolloutDataModule(AnsweringDataModule):
         epoch = self._trainer().fit_loop.epoch_progress.current.processed
         start = self._restore(module, epoch)
         if self.rollout is None or self.rollout.origin.epoch != epoch:
-            self._schedule.add(processes().scatter_from_first(lambda: self._make_rollouts(module, epoch)))
+            with module.phases("rollout"):
+                self._schedule.add(processes().scatter_from_first(lambda: self._make_rollouts(module, epoch)))
         assert self.rollout is not None
         if module.objective.rescores and self.rollout.rescored is None:
-            self._schedule.current = self._rescored(self.rollout, module)
+            with module.phases("rescore"):
+                self._schedule.current = self._rescored(self.rollout, module)
         return BatchLoader(self.rollout.batches, start)
 
     def _rescored(self, rollout: Rollout, module: "GRPOModule") -> Rollout:
         """The rollout with what the trainer says of it, and with the KL in its rewards where it stands there."""
-        begin = time.perf_counter()
         objective, rescored = module.objective, module.rescore(rollout)
-        seconds = {"time/rescore_seconds": time.perf_counter() - begin}
-        rollout = rollout.with_metrics(seconds)
         if objective.kl_reward > 0:
             kl = kl_of(objective.kl_estimator, rescored.logprobs, rescored.reference)
 
@@ -428,22 +424,17 @@ class RolloutDataModule(AnsweringDataModule):
 
     def _make_rollouts(self, module: "GRPOModule", epoch: int) -> list[Rollout]:
         """Sample one rollout and cut it for every process."""
-        begin, aside = time.perf_counter(), self._sync_seconds + self._doctor_seconds
         record = GenerationRecord()
-        indices, groups, flat, drawn = self._sample_groups(record)
-        validate_rollout(groups)
-        groups = self.judged(self._with_greedy(self._shaped(groups)))
-        seconds = time.perf_counter() - begin - (self._sync_seconds + self._doctor_seconds - aside)
+        with module.phases("rollout") as sampling:
+            indices, groups, flat, drawn = self._sample_groups(record)
+            validate_rollout(groups)
+            groups = self.judged(self._with_greedy(self._shaped(groups)))
         metrics = rollout_metrics(groups, self.multi_turn) | {
-            "time/rollout_seconds": seconds,
             **({"group/replaced": float(flat)} if self.max_refills else {}),
-            "time/sync_seconds": self._sync_seconds,
-            "time/doctor_seconds": self._doctor_seconds,
             "sync/version": float(self.engine.policy_version),
             "sync/lag": float(module.policy_version - self.engine.policy_version),
         }
-        metrics["throughput/rollout_tokens_per_second"] = metrics["tokens/sampled"] / seconds
-        self._sync_seconds = self._doctor_seconds = 0.0
+        metrics["throughput/rollout_tokens_per_second"] = metrics["tokens/sampled"] / sampling.seconds
         origin = Origin(
             module.policy_version,
             self._schedule.rollouts,
@@ -460,9 +451,10 @@ class RolloutDataModule(AnsweringDataModule):
         self, origin: Origin, groups: Sequence[Group], module: "GRPOModule", record: GenerationRecord | None = None
     ) -> list[Rollout]:
         sampling = self.sampler.settings(self.temperature)
-        return make_rollouts(
-            origin, groups, self.layout(), module.token_weights, sampling, record, module.objective.marks
-        )
+        with module.phases("packing"):
+            return make_rollouts(
+                origin, groups, self.layout(), module.token_weights, sampling, record, module.objective.marks
+            )
 
     def _sample_groups(self, record: GenerationRecord) -> tuple[list[int], list[Group], int, int]:
         """Tasks and groups of a rollout, how many groups were replaced, and how many tasks were drawn."""
