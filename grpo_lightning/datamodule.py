@@ -38,7 +38,7 @@ from grpo_lightning.rollout.validation import validate_rollout
 from grpo_lightning.rollout.vllm_engine import VLLMEngine
 from grpo_lightning.tasks import TaskSource, hold_out, shuffled
 from grpo_lightning.tasks.order import draw
-from grpo_lightning.trainer_check import check_trainer
+from grpo_lightning.trainer_check import check_attention, check_trainer
 from grpo_lightning.truncation_check import check_range, check_truncation
 
 if TYPE_CHECKING:
@@ -301,6 +301,7 @@ class RolloutDataModule(AnsweringDataModule):
         """
         check_trainer(trainer, stage, self.updates_per_epoch)
         if stage == "fit":
+            check_attention(trainer, module.hparams["attn_implementation"])
             check_truncation(self.top_p, self.top_k, module.hparams["correction"])
         if module.hparams["full_finetuning"]:
             require_full_finetuning(self.engine, trainer.precision)

@@ -52,7 +52,8 @@ class GRPOModule(PolicyModule):
         dtype: Dtype of the base model's weights and computation; ``"auto"`` takes the checkpoint's. The adapter is
             float32 in any case.
         attn_implementation: ``"grpo_shared_prompt"`` computes each prompt once per group. ``"sdpa"`` and ``"eager"``
-            give the same result with a dense mask; others compute each prompt once per sample.
+            give the same result with a dense mask, ``"flex_attention"`` (GPU only, untested there) with a block mask;
+            others compute each prompt once per sample.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         lora_rank: Rank of a fresh adapter.
         lora_alpha: Scale of a fresh adapter times its rank.
