@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grpo_lightning.answering import AnsweringDataModule
 from grpo_lightning.arithmetic import BatchPlan
+from grpo_lightning.bounds import require_positive
 from grpo_lightning.distributed import processes
 from grpo_lightning.envs.environment import EnvironmentFactory
 from grpo_lightning.envs.kinds import as_environments
@@ -151,7 +152,7 @@ class RolloutDataModule(AnsweringDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _require_positive(
+        require_positive(
             prompts_per_rollout=prompts_per_rollout,
             updates_per_rollout=updates_per_rollout,
             inner_epochs=inner_epochs,
@@ -302,7 +303,7 @@ class RolloutDataModule(AnsweringDataModule):
         check_trainer(trainer, stage, self.updates_per_epoch)
         if stage == "fit":
             check_attention(trainer, module.hparams["attn_implementation"])
-            check_truncation(self.top_p, self.top_k, module.hparams["correction"])
+            check_truncation(self.top_p, self.top_k, module.objective.correction)
         if module.hparams["full_finetuning"]:
             require_full_finetuning(self.engine, trainer.precision)
         if stage == "predict":
@@ -515,9 +516,3 @@ def _texts(name: str, values: list[str] | str | None) -> tuple[str, ...]:
     if isinstance(values, str) or not all(values or ()):
         raise ConfigurationError(f"expected {name} to be a list of texts that are not empty, but got {values!r}")
     return tuple(values or ())
-
-
-def _require_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ConfigurationError(f"expected {name} > 0, but got {value}")

@@ -1,6 +1,5 @@
 """The policy and its GRPO loss as a LightningModule."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 
 from grpo_lightning.adapter_config import DEFAULT_ALPHA, DEFAULT_RANK, DEFAULT_TARGETS
 from grpo_lightning.attention import SHARED_PROMPT
+from grpo_lightning.bounds import require_not_negative
 from grpo_lightning.checkpoint_check import StartRecord
 from grpo_lightning.coefficients import Coefficients, Controls
 from grpo_lightning.diagnostics import MicroBatchEvidence
@@ -397,14 +397,3 @@ class GRPOModule(PolicyModule):
         trained, times = self._statistics.compute(), time_metrics(self.phases.epoch())
         speed = train_throughput(times["time/train_seconds"], trained["tokens/input"], trained["tokens/trained"])
         return {**trained, **sampled, **times, **speed, PEAK: peak_bytes(self.device) / 2**30}
-
-
-def require_not_negative(**values: float) -> None:
-    """Refuse negative settings by name.
-
-    Raises:
-        ConfigurationError: If one is, or is no number.
-    """
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise ConfigurationError(f"expected {name} >= 0 and finite, but got {value}")
