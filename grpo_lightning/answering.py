@@ -18,6 +18,7 @@ from grpo_lightning.rollout.evaluation import Scores, greedy_scores, sampled_sco
 from grpo_lightning.rollout.loader import BatchLoader
 from grpo_lightning.rollout.probe import probe
 from grpo_lightning.rollout.prompts import PromptEncoder, PromptSettings
+from grpo_lightning.rollout.resting import rest, rests
 from grpo_lightning.rollout.sampler import Sampler
 from grpo_lightning.rollout.sync import sync_engine
 from grpo_lightning.rollout.task_batch import TaskBatch, task_loader
@@ -156,6 +157,12 @@ class AnsweringDataModule(LightningDataModule):
                 for doctor in callbacks:
                     if isinstance(doctor, RunDoctor):
                         doctor.examine_engine(self._trainer())
+
+    def rest(self) -> None:
+        """Have the engine give its memory to the trainer, if it does that. All processes must call it."""
+        if rests(self.engine):
+            with self._module().phases("sync"):
+                processes().from_first(lambda: rest(self.engine))
 
     def val_dataloader(self) -> Any:
         """Batches of held-out tasks. They are generated in the validation step, when the policy is current."""

@@ -382,6 +382,7 @@ class RolloutDataModule(AnsweringDataModule):
         if self.rollout is None or self.rollout.origin.epoch != epoch:
             with module.phases("rollout"):
                 self._schedule.add(processes().scatter_from_first(lambda: self._make_rollouts(module, epoch)))
+        self.rest()
         assert self.rollout is not None
         if module.objective.rescores and self.rollout.rescored is None:
             with module.phases("rescore"):

@@ -166,7 +166,10 @@ class PolicyModule(LightningModule):
         self.phases.begin("validation")
 
     def on_validation_end(self) -> None:
-        """Until here it was."""
+        """Until here it was. Within an epoch training goes on; at its end the engine makes the next rollout."""
+        data = self._data()
+        if data is not None and self.fitting and not (self.trainer.sanity_checking or self.trainer.is_last_batch):
+            data.rest()
         self.phases.end("validation")
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
