@@ -114,9 +114,9 @@ async def directly(engine: VLLMEngine, prompts: list[list[int]], sampling: Sampl
 
 
 def _lora(engine: VLLMEngine) -> Any:
-    from grpo_lightning.rollout.vllm_engine import _lora_request
+    from grpo_lightning.rollout.vllm_messages import lora_request
 
-    return _lora_request(engine._current)
+    return lora_request(engine._current)
 
 
 def overhead(engine: VLLMEngine, encoder: PromptEncoder, sampling: SamplingSettings, pairs: int) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """Examining a run while it trains, and halting it before an update that cannot mean anything."""
 
-import contextlib
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,7 +169,7 @@ class RunDoctor(Callback):
         if not isinstance(batch, PackedBatch):
             return
         run = self._run(trainer)
-        with _timed(run):
+        with run.module.phases("doctor"):
             if batch.first_of_rollout and run.data is not None and run.data.rollout is not None:
                 rollout = run.data.rollout
                 self._conclude(
@@ -196,7 +194,7 @@ class RunDoctor(Callback):
             "PPO Ratio Check - mean: %.6f, std: %.6g, count: %d", stats["mean"], stats["std"], int(stats["count"])
         )
         self._record.add_update(trainer.global_step, update.numbers())
-        with _timed(run):
+        with run.module.phases("doctor"):
             # The first process has the ledger; all halt together.
             self._conclude(
                 run,
@@ -218,7 +216,7 @@ class RunDoctor(Callback):
             return
         (update, step), self._step = self._step, None
         run = self._run(trainer)
-        with _timed(run):
+        with run.module.phases("doctor"):
             step.take(run.trainable)
             self._conclude(run, _ask(self._parts, lambda part: part.after_step(run, update, step)))
 
@@ -297,16 +295,6 @@ class RunDoctor(Callback):
         earlier = [BY_NAME[cause].title for cause in dict.fromkeys(self._said) if cause not in present]
         known = f"\nFound earlier in this run, and perhaps the reason: {'; '.join(earlier)}." if earlier else ""
         return _message(diagnosis) + known
-
-
-@contextlib.contextmanager
-def _timed(run: Run) -> Iterator[None]:
-    """What is done within this context takes the doctor's time, not the training's."""
-    begin = time.perf_counter()
-    try:
-        yield
-    finally:
-        run.module.examined(time.perf_counter() - begin)
 
 
 def _ask(parts: Iterable[Examination], question: Callable[[Examination], Sequence[Verdict]]) -> list[Verdict]:

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ from grpo_lightning.callbacks.run_directory import FOLDER_LOGGERS, run_directory
 from grpo_lightning.callbacks.run_doctor import RunDoctor
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.module import GRPOModule
+from grpo_lightning.peak_memory import PEAK
+from grpo_lightning.phases import OTHER, PHASES, by_phase, train_parts
 from grpo_lightning.runs import find_run
 from grpo_lightning.versions import package_versions
-
-PHASES = ("rollout", "train", "sync", "doctor")
-"""Whose seconds are logged; what they leave of a run is called other."""
 
 
 class RunSummary(Callback):
@@ -34,7 +33,6 @@ class RunSummary(Callback):
 
     def __init__(self, plot: bool = True) -> None:
         self._plot = plot
-        self._begin = time.monotonic()
         self._epochs: list[dict[str, float]] = []
         self._accuracies: list[tuple[int, float]] = []
 
@@ -48,20 +46,17 @@ class RunSummary(Callback):
         return {
             "epochs": self._epochs,
             "accuracies": [list(pair) for pair in self._accuracies],
-            "seconds": time.monotonic() - self._begin,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self._epochs = list(state_dict["epochs"])
         self._accuracies = [(epoch, accuracy) for epoch, accuracy in state_dict["accuracies"]]
-        self._begin -= state_dict["seconds"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start the clock before the engine and the model load. Have all ranks agree on the run's folder."""
+        """Have all ranks agree on the run's folder."""
         if stage == "fit":
             run_directory(trainer)
-            self._begin = time.monotonic()
             self._epochs, self._accuracies = [], []
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,9 +86,11 @@ class RunSummary(Callback):
     def _write(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero or not self._epochs:
             return
+        module = trainer.lightning_module
+        assert isinstance(module, GRPOModule)
         folder = run_directory(trainer)
         folder.mkdir(parents=True, exist_ok=True)
-        result = summarize(self._epochs, self._accuracies, time.monotonic() - self._begin)
+        result = summarize(self._epochs, self._accuracies, module.phases.totals())
         (folder / "summary.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         picture = folder / "summary.png"
         if self._plot:
@@ -107,13 +104,15 @@ class RunSummary(Callback):
         print("\n".join([card, *commands]), flush=True)
 
 
-def summarize(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], seconds: float) -> dict[str, Any]:
+def summarize(
+    epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], seconds: Mapping[str, float]
+) -> dict[str, Any]:
     """The content of ``summary.json``.
 
     Args:
         epochs: Metrics of each epoch.
         accuracies: Epoch (0 is before training) and held-out accuracy of each validation.
-        seconds: Duration of the whole run.
+        seconds: Where the time of the whole run went (`PhaseClock.totals`).
     """
 
     def total(name: str) -> float:
@@ -121,18 +120,23 @@ def summarize(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]
 
     before = next((a for epoch, a in accuracies if epoch == 0), None)
     after = accuracies[-1][1] if accuracies and accuracies[-1][0] > 0 else None
-    phases = {phase: total(f"time/{phase}_seconds") for phase in PHASES}
+    phases, parts = by_phase(seconds), train_parts(seconds)
+    whole = sum(phases.values())
     return {
         "epochs": len(epochs),
         "accuracy_before": before,
         "accuracy_after": after,
         "reward_first": epochs[0]["reward/mean"],
         "reward_last": epochs[-1]["reward/mean"],
-        "seconds": {"total": seconds, **phases, "other": seconds - sum(phases.values())},
+        "seconds": {"total": whole, **phases},
+        "share": {phase: value / max(whole, 1e-9) for phase, value in phases.items()},
+        "train_seconds": {**parts, OTHER: phases["train"] - sum(parts.values())},
         "tokens_per_second": {
             "rollout": total("tokens/sampled") / max(phases["rollout"], 1e-9),
+            "train_input": total("tokens/input") / max(phases["train"], 1e-9),
             "train_sampled": total("tokens/trained") / max(phases["train"], 1e-9),
         },
+        "peak_memory_gib": {"trainer": max(e.get(PEAK, 0.0) for e in epochs)},
         "ratio_last_epoch": {n: epochs[-1][f"ppo/ratio_{n}"] for n in ("mean", "std", "min", "max", "count")},
         "reward_by_epoch": [e["reward/mean"] for e in epochs],
         "accuracy_by_epoch": {str(epoch): a for epoch, a in accuracies},
@@ -168,7 +172,9 @@ def draw(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], pa
     ratio.legend(loc="upper right", fontsize=8)
     bottom = [0.0] * len(epochs)
     for phase in PHASES:
-        values = series(f"time/{phase}_seconds")
+        values = [e.get(f"time/{phase}_seconds", 0.0) for e in epochs]
+        if not any(values):
+            continue
         seconds.bar(x, values, bottom=bottom, label=phase)
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     seconds.set(title="Seconds by phase", xlabel="epoch")
@@ -203,15 +209,32 @@ def next_commands(folder: Path, epochs: int, planned: int | None, in_folder: boo
     ]
 
 
+def breakdown(result: Mapping[str, Any]) -> list[str]:
+    """Where the time went, for people: a line for each phase that took any.
+
+    Args:
+        result: What `summarize` gives.
+    """
+    seconds, parts, speed = result["seconds"], result["train_seconds"], result["tokens_per_second"]
+    remarks = {
+        "rollout": f"{speed['rollout']:.0f} sampled tokens/s",
+        "train": f"{speed['train_input']:.0f} input tokens/s, {speed['train_sampled']:.0f} sampled tokens/s; "
+        + ", ".join(f"{part} {value:.1f} s" for part, value in parts.items()),
+        OTHER: "Lightning's loop, loggers, other callbacks",
+    }
+    lines = [f"{seconds['total']:.0f} s in all, at most {result['peak_memory_gib']['trainer']:.2f} GiB in the trainer:"]
+    for phase, title in PHASES.items():
+        if seconds[phase] >= 0.05:
+            line = f"  {title:<12}{seconds[phase]:>9.1f} s {result['share'][phase]:>4.0%}   {remarks.get(phase, '')}"
+            lines.append(line.rstrip())
+    return lines
+
+
 def _card(result: dict[str, Any], folder: Path, adapter: Path | None, doctor: Path | None = None) -> str:
     lines = [f"Reward {result['reward_first']:.3f} -> {result['reward_last']:.3f} in {result['epochs']} epochs."]
     if result["accuracy_before"] is not None and result["accuracy_after"] is not None:
         lines.append(f"Held-out accuracy {result['accuracy_before']:.3f} -> {result['accuracy_after']:.3f}.")
-    s = result["seconds"]
-    lines.append(
-        f"{s['total']:.0f} s in all: rollouts {s['rollout']:.0f}, training {s['train']:.0f}, sync {s['sync']:.1f}, "
-        f"doctor {s['doctor']:.1f}, start-up, evaluation and the rest {s['other']:.0f}."
-    )
+    lines += breakdown(result)
     lines.append(f"Summary:     {folder / 'summary.json'}")
     if (folder / "summary.png").exists():
         lines.append(f"Picture:     {folder / 'summary.png'}")

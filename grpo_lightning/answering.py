@@ -1,6 +1,5 @@
 """Tasks answered with an engine, greedily or sampled: what validation, prediction and rollouts share."""
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from grpo_lightning.rollout.evaluation import Scores, greedy_scores, sampled_sco
 from grpo_lightning.rollout.loader import BatchLoader
 from grpo_lightning.rollout.probe import probe
 from grpo_lightning.rollout.prompts import PromptEncoder, PromptSettings
+from grpo_lightning.rollout.resting import rest, rests
 from grpo_lightning.rollout.sampler import Sampler
 from grpo_lightning.rollout.sync import sync_engine
 from grpo_lightning.rollout.task_batch import TaskBatch, task_loader
@@ -55,8 +55,6 @@ class AnsweringDataModule(LightningDataModule):
     _prompts: PromptSettings
     _sampler: Sampler | None
     _predict_scorer: Scorer
-    _sync_seconds: float
-    _doctor_seconds: float
 
     def __str__(self) -> str:
         # LightningDataModule.__str__ builds every loader, which here would start a rollout.
@@ -147,16 +145,24 @@ class AnsweringDataModule(LightningDataModule):
         """
         from grpo_lightning.callbacks import LoRAWeightSync, RunDoctor
 
-        callbacks = self._trainer().callbacks
+        callbacks, module = self._trainer().callbacks, self._module()
         sync = next((c for c in callbacks if isinstance(c, LoRAWeightSync)), None)
         served = self.engine.policy_version
-        self._sync_seconds += sync_engine(self.engine, self._module(), sync)
-        begin = time.perf_counter()
-        if self.engine.policy_version != served and self._module().fitting:
-            for doctor in callbacks:
-                if isinstance(doctor, RunDoctor):
-                    doctor.examine_engine(self._trainer())
-        self._doctor_seconds += time.perf_counter() - begin
+        with module.phases("start"):
+            self.engine.wait_until_ready()
+        with module.phases("sync"):
+            sync_engine(self.engine, module, sync)
+        if self.engine.policy_version != served and module.fitting:
+            with module.phases("doctor"):
+                for doctor in callbacks:
+                    if isinstance(doctor, RunDoctor):
+                        doctor.examine_engine(self._trainer())
+
+    def rest(self) -> None:
+        """Have the engine give its memory to the trainer, if it does that. All processes must call it."""
+        if rests(self.engine):
+            with self._module().phases("sync"):
+                processes().from_first(lambda: rest(self.engine))
 
     def val_dataloader(self) -> Any:
         """Batches of held-out tasks. They are generated in the validation step, when the policy is current."""

@@ -16,8 +16,11 @@ from grpo_lightning.rollout.batch import PROMPT, PackedBatch
 SHARED_PROMPT = "grpo_shared_prompt"
 """Name of this implementation in transformers' registry."""
 
-MASKED_IMPLEMENTATIONS = ("sdpa", "eager")
-"""Implementations of transformers that take the dense mask of `dense_mask`."""
+FLEX = "flex_attention"
+"""The implementation of transformers that takes the mask of `flex_mask`."""
+
+MASKED_IMPLEMENTATIONS = ("sdpa", "eager", FLEX)
+"""Implementations of transformers that share prompts, by a mask."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,24 @@ def dense_mask(batch: PackedBatch) -> Tensor:
     same_row = batch.row_ids[:, None] == batch.row_ids
     visible = (batch.sequence_ids == PROMPT) | (batch.sequence_ids[:, None] == batch.sequence_ids)
     return (earlier & same_row & visible)[None, None]
+
+
+def flex_mask(batch: PackedBatch) -> Any:
+    """What each token sees, as a ``BlockMask`` of FlexAttention, ``[1, 1, T, T]``.
+
+    It holds which blocks of tokens see each other at all; within those the kernel asks the same rule as `dense_mask`.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows_T, sequences_T = batch.row_ids, batch.sequence_ids
+
+    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = (sequences_T[key] == PROMPT) | (sequences_T[query] == sequences_T[key])
+        return (query >= key) & (rows_T[query] == rows_T[key]) & seen
+
+    device, count = batch.input_ids.device, batch.num_tokens
+    # Compiled, the mask over all pairs of tokens is never formed; on CPU compiling takes longer than forming it.
+    return create_block_mask(visible, None, None, count, count, device=device, _compile=device.type == "cuda")
 
 
 def shared_prompt_attention(

@@ -4,6 +4,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ class DurableCheckpointIO(TorchCheckpointIO):
     Lightning stages in the temporary directory and moves: across devices a partial file can be seen under the final
     name, and a power cut can leave one. This writes beside the destination, syncs to the disk, verifies the archive's
     checksums and renames. Paths on other file systems (``s3://...``) are left to Lightning.
+
+    Args:
+        timed: Makes the context in which checkpoints are written.
     """
+
+    def __init__(self, timed: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+        self._timed = timed
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint.
@@ -30,6 +37,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
         Raises:
             WriteError: If there is no space for it, or what was written cannot be read back.
         """
+        with self._timed():
+            self._save(checkpoint, path, storage_options)
+
+    def _save(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None) -> None:
         system, plain = url_to_fs(str(path))
         if not isinstance(system, LocalFileSystem) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)

@@ -1,9 +1,9 @@
 """Weights in the loss that follow what training measures."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Self
 
+from grpo_lightning.bounds import require_not_negative, require_positive
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.functional.entropy import active_entropy_coefficient, adaptive_entropy_coefficient
 from grpo_lightning.functional.kl import adaptive_coefficient
@@ -33,14 +33,12 @@ class Controls:
         Raises:
             ConfigurationError: If a target or its settings are out of range, or there is no weight to begin with.
         """
-        for name in ("kl_target", "kl_horizon", "entropy_step", "entropy_max"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigurationError(f"expected {name} > 0 and finite, but got {value}")
+        names = ("kl_target", "kl_horizon", "entropy_step", "entropy_max")
+        require_positive(**{name: value for name in names if (value := getattr(self, name)) is not None})
         if not self.kl_horizon >= 1:
             raise ConfigurationError(f"expected kl_horizon >= 1 optimizer step, but got {self.kl_horizon}")
-        if self.entropy_target is not None and not 0 <= self.entropy_target < math.inf:
-            raise ConfigurationError(f"expected entropy_target >= 0 and finite, but got {self.entropy_target}")
+        if self.entropy_target is not None:
+            require_not_negative(entropy_target=self.entropy_target)
         if self.kl_target is not None and not kl_coef > 0:
             raise ConfigurationError("expected kl_coef > 0 beside kl_target: it is the weight to begin with")
 

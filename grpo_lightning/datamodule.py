@@ -1,6 +1,5 @@
 """Rollouts as a LightningDataModule: each epoch's train loader holds a fresh rollout, packed."""
 
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from grpo_lightning.answering import AnsweringDataModule
 from grpo_lightning.arithmetic import BatchPlan
+from grpo_lightning.bounds import require_positive
 from grpo_lightning.distributed import processes
 from grpo_lightning.envs.environment import EnvironmentFactory
 from grpo_lightning.envs.kinds import as_environments
@@ -39,7 +39,7 @@ from grpo_lightning.rollout.validation import validate_rollout
 from grpo_lightning.rollout.vllm_engine import VLLMEngine
 from grpo_lightning.tasks import TaskSource, hold_out, shuffled
 from grpo_lightning.tasks.order import draw
-from grpo_lightning.trainer_check import check_trainer
+from grpo_lightning.trainer_check import check_attention, check_trainer
 from grpo_lightning.truncation_check import check_range, check_truncation
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class RolloutDataModule(AnsweringDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _require_positive(
+        require_positive(
             prompts_per_rollout=prompts_per_rollout,
             updates_per_rollout=updates_per_rollout,
             inner_epochs=inner_epochs,
@@ -240,7 +240,6 @@ class RolloutDataModule(AnsweringDataModule):
         self._schedule = RolloutSchedule()
         self._sampler: Sampler | None = None
         self._predict_scorer = self.scorer
-        self._sync_seconds = self._doctor_seconds = 0.0
 
     @property
     def truncated(self) -> bool:
@@ -265,7 +264,6 @@ class RolloutDataModule(AnsweringDataModule):
         """
         trainer, module = self._trainer(), self._module()
         self._schedule.begin_run(fresh=module.policy_version == 0)
-        self._sync_seconds = self._doctor_seconds = 0.0
         encoder = self.check(module, trainer, stage)
         self._sampler = Sampler(
             engine=self.engine,
@@ -304,7 +302,8 @@ class RolloutDataModule(AnsweringDataModule):
         """
         check_trainer(trainer, stage, self.updates_per_epoch)
         if stage == "fit":
-            check_truncation(self.top_p, self.top_k, module.hparams["correction"])
+            check_attention(trainer, module.hparams["attn_implementation"])
+            check_truncation(self.top_p, self.top_k, module.objective.correction)
         if module.hparams["full_finetuning"]:
             require_full_finetuning(self.engine, trainer.precision)
         if stage == "predict":
@@ -381,18 +380,18 @@ class RolloutDataModule(AnsweringDataModule):
         epoch = self._trainer().fit_loop.epoch_progress.current.processed
         start = self._restore(module, epoch)
         if self.rollout is None or self.rollout.origin.epoch != epoch:
-            self._schedule.add(processes().scatter_from_first(lambda: self._make_rollouts(module, epoch)))
+            with module.phases("rollout"):
+                self._schedule.add(processes().scatter_from_first(lambda: self._make_rollouts(module, epoch)))
+        self.rest()
         assert self.rollout is not None
         if module.objective.rescores and self.rollout.rescored is None:
-            self._schedule.current = self._rescored(self.rollout, module)
+            with module.phases("rescore"):
+                self._schedule.current = self._rescored(self.rollout, module)
         return BatchLoader(self.rollout.batches, start)
 
     def _rescored(self, rollout: Rollout, module: "GRPOModule") -> Rollout:
         """The rollout with what the trainer says of it, and with the KL in its rewards where it stands there."""
-        begin = time.perf_counter()
         objective, rescored = module.objective, module.rescore(rollout)
-        seconds = {"time/rescore_seconds": time.perf_counter() - begin}
-        rollout = rollout.with_metrics(seconds)
         if objective.kl_reward > 0:
             kl = kl_of(objective.kl_estimator, rescored.logprobs, rescored.reference)
 
@@ -428,22 +427,17 @@ class RolloutDataModule(AnsweringDataModule):
 
     def _make_rollouts(self, module: "GRPOModule", epoch: int) -> list[Rollout]:
         """Sample one rollout and cut it for every process."""
-        begin, aside = time.perf_counter(), self._sync_seconds + self._doctor_seconds
         record = GenerationRecord()
-        indices, groups, flat, drawn = self._sample_groups(record)
-        validate_rollout(groups)
-        groups = self.judged(self._with_greedy(self._shaped(groups)))
-        seconds = time.perf_counter() - begin - (self._sync_seconds + self._doctor_seconds - aside)
+        with module.phases("rollout") as sampling:
+            indices, groups, flat, drawn = self._sample_groups(record)
+            validate_rollout(groups)
+            groups = self.judged(self._with_greedy(self._shaped(groups)))
         metrics = rollout_metrics(groups, self.multi_turn) | {
-            "time/rollout_seconds": seconds,
             **({"group/replaced": float(flat)} if self.max_refills else {}),
-            "time/sync_seconds": self._sync_seconds,
-            "time/doctor_seconds": self._doctor_seconds,
             "sync/version": float(self.engine.policy_version),
             "sync/lag": float(module.policy_version - self.engine.policy_version),
         }
-        metrics["throughput/rollout_tokens_per_second"] = metrics["tokens/sampled"] / seconds
-        self._sync_seconds = self._doctor_seconds = 0.0
+        metrics["throughput/rollout_tokens_per_second"] = metrics["tokens/sampled"] / sampling.seconds
         origin = Origin(
             module.policy_version,
             self._schedule.rollouts,
@@ -460,9 +454,10 @@ class RolloutDataModule(AnsweringDataModule):
         self, origin: Origin, groups: Sequence[Group], module: "GRPOModule", record: GenerationRecord | None = None
     ) -> list[Rollout]:
         sampling = self.sampler.settings(self.temperature)
-        return make_rollouts(
-            origin, groups, self.layout(), module.token_weights, sampling, record, module.objective.marks
-        )
+        with module.phases("packing"):
+            return make_rollouts(
+                origin, groups, self.layout(), module.token_weights, sampling, record, module.objective.marks
+            )
 
     def _sample_groups(self, record: GenerationRecord) -> tuple[list[int], list[Group], int, int]:
         """Tasks and groups of a rollout, how many groups were replaced, and how many tasks were drawn."""
@@ -522,9 +517,3 @@ def _texts(name: str, values: list[str] | str | None) -> tuple[str, ...]:
     if isinstance(values, str) or not all(values or ()):
         raise ConfigurationError(f"expected {name} to be a list of texts that are not empty, but got {values!r}")
     return tuple(values or ())
-
-
-def _require_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ConfigurationError(f"expected {name} > 0, but got {value}")

@@ -1,7 +1,5 @@
 """The policy and its GRPO loss as a LightningModule."""
 
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,9 +11,8 @@ from torch.optim import Optimizer
 
 from grpo_lightning.adapter_config import DEFAULT_ALPHA, DEFAULT_RANK, DEFAULT_TARGETS
 from grpo_lightning.attention import SHARED_PROMPT
-from grpo_lightning.checkpoint_check import (
-    StartRecord,
-)
+from grpo_lightning.bounds import require_not_negative
+from grpo_lightning.checkpoint_check import StartRecord
 from grpo_lightning.coefficients import Coefficients, Controls
 from grpo_lightning.diagnostics import MicroBatchEvidence
 from grpo_lightning.diagnostics.update import Update, gradient_norm, micro_batch_evidence
@@ -24,12 +21,15 @@ from grpo_lightning.early_end import check_max_kl, end_epoch, is_beyond
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.functional import AGGREGATIONS, Aggregation, KLEstimator, RatioName, TokenLoss, kl_k3, token_weights
 from grpo_lightning.functional.correction import Correction
+from grpo_lightning.functional.logprobs import TokenLogprobs
 from grpo_lightning.functional.lr_schedule import LRSchedule
 from grpo_lightning.loading import Dtype, adapter_settings
 from grpo_lightning.metrics import EpochStatistics, RatioStats
 from grpo_lightning.model_source import expanded
 from grpo_lightning.named import name_of, one_of
 from grpo_lightning.objective import LossInputs, Objective, policy_loss
+from grpo_lightning.peak_memory import PEAK, peak_bytes
+from grpo_lightning.phases import PhaseClock, time_metrics, train_throughput
 from grpo_lightning.policy import evaluating
 from grpo_lightning.policy_module import PolicyModule
 from grpo_lightning.rollout.batch import PackedBatch
@@ -52,7 +52,8 @@ class GRPOModule(PolicyModule):
         dtype: Dtype of the base model's weights and computation; ``"auto"`` takes the checkpoint's. The adapter is
             float32 in any case.
         attn_implementation: ``"grpo_shared_prompt"`` computes each prompt once per group. ``"sdpa"`` and ``"eager"``
-            give the same result with a dense mask; others compute each prompt once per sample.
+            give the same result with a dense mask, ``"flex_attention"`` (GPU only, untested there) with a block mask;
+            others compute each prompt once per sample.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         lora_rank: Rank of a fresh adapter.
         lora_alpha: Scale of a fresh adapter times its rank.
@@ -176,11 +177,11 @@ class GRPOModule(PolicyModule):
         self.strict_loading = False
         self.policy_version = 0
         self.fitting = False
+        self.phases = PhaseClock()
         self._statistics = EpochStatistics(corrected=correction is not None)
         self._evidence: list[MicroBatchEvidence] = []
         self._input_tokens = 0
         self._update: Update | None = None
-        self._batch_begin = 0.0
 
     @property
     def objective(self) -> Objective:
@@ -195,13 +196,18 @@ class GRPOModule(PolicyModule):
         )
 
     def training_state(self) -> dict[str, Any]:
-        """The numbers of the epoch so far, and the weights of the loss."""
-        return {"statistics": self._statistics.state_dict(), "coefficients": asdict(self._coefficients)}
+        """The numbers of the epoch so far, the weights of the loss, and where the time went."""
+        return {
+            "statistics": self._statistics.state_dict(),
+            "coefficients": asdict(self._coefficients),
+            "phases": self.phases.state_dict(),
+        }
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self._statistics.load_state_dict(state["statistics"])
         self._coefficients = Coefficients(**state["coefficients"])
+        self.phases.load_state_dict(state["phases"])
 
     def token_weights(self, lengths: Sequence[int]) -> list[float]:
         """Loss weight of a token in each of an optimizer step's sequences (`functional.token_weights`)."""
@@ -215,12 +221,14 @@ class GRPOModule(PolicyModule):
 
     def on_train_start(self) -> None:
         """Where an epoch goes on in its middle, no other hook of Lightning sets a scheduled accumulation."""
+        self.phases.started()
         data = self._data()
         if data is not None:
             self.trainer.accumulate_grad_batches = data.layout().micro_batches
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's counters."""
+        self.phases.begin_epoch()
         self._statistics.reset()
 
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
@@ -229,7 +237,7 @@ class GRPOModule(PolicyModule):
         Raises:
             ConfigurationError: If ``accumulate_grad_batches`` is not what the rollout was cut for.
         """
-        self._batch_begin = time.perf_counter()
+        self.phases.begin("train")
         data = self._data()
         if data is not None and data.rollout is not None:
             data.rollout.layout.check_accumulation(self.trainer.accumulate_grad_batches)
@@ -254,16 +262,28 @@ class GRPOModule(PolicyModule):
         """
         batch.require_sampled()
         objective = self.objective
-        current = self.policy.token_logprobs(batch, entropy_gradient=objective.entropy_coef > 0)
-        logprobs = current.logprobs
-        reference = torch.full_like(logprobs, torch.nan)
-        if objective.kl_coef:
-            with self.policy.reference():
-                reference, *_ = self.policy.token_logprobs(batch)
+        with self.phases("train_forward"):
+            current = self.policy.token_logprobs(batch, entropy_gradient=objective.entropy_coef > 0)
+            logprobs = current.logprobs
+            reference = torch.full_like(logprobs, torch.nan)
+            if objective.kl_coef:
+                with self.policy.reference():
+                    reference, *_ = self.policy.token_logprobs(batch)
+        with self.phases("train_loss"):
+            loss, evidence = self._judged(objective, batch, current, reference)
+        if logprobs.requires_grad:
+            note = partial(self._note_gradient, len(self._evidence), batch.loss_weight > 0)
+            logprobs.register_hook(note)  # type: ignore[no-untyped-call]
+        return loss, evidence
+
+    def _judged(
+        self, objective: Objective, batch: PackedBatch, current: TokenLogprobs, reference: Tensor
+    ) -> tuple[Tensor, MicroBatchEvidence]:
+        """The loss of what was computed, and its evidence."""
         loss = policy_loss(
             objective,
             LossInputs(
-                logprobs=logprobs,
+                logprobs=current.logprobs,
                 old_logprobs=batch.proximal_logprobs if objective.proximal else batch.old_logprobs,
                 advantages=batch.advantages,
                 weight=batch.loss_weight,
@@ -275,11 +295,7 @@ class GRPOModule(PolicyModule):
                 entropy=current.entropy,
             ),
         )
-        evidence = micro_batch_evidence(batch, current, loss, reference, self.policy_version)
-        if logprobs.requires_grad:
-            note = partial(self._note_gradient, len(self._evidence), batch.loss_weight > 0)
-            logprobs.register_hook(note)  # type: ignore[no-untyped-call]
-        return loss.loss, evidence
+        return loss.loss, micro_batch_evidence(batch, current, loss, reference, self.policy_version)
 
     def rescore(self, rollout: Rollout) -> Rescored:
         """What this policy says of a rollout that it is about to be trained on, without dropout.
@@ -363,34 +379,21 @@ class GRPOModule(PolicyModule):
         values = values[~values.isnan()]
         return float(values.mean()) if len(values) else None
 
-    def examined(self, seconds: float) -> None:
-        """Count time that the doctor took between an epoch's start and end; it is none of the training's."""
-        self._batch_begin += seconds
-        self._statistics.add_doctor_seconds(seconds)
-
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
         """Count the time: a validation may follow before the epoch ends."""
-        self._statistics.add_seconds(time.perf_counter() - self._batch_begin)
+        self.phases.end("train")
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch under the same names as each update."""
-        self.log_dict(self.epoch_metrics(), on_step=False, on_epoch=True, sync_dist=True)
+        metrics = self.epoch_metrics()
+        self.log(PEAK, metrics.pop(PEAK), on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max")
+        self.log_dict(metrics, on_step=False, on_epoch=True, sync_dist=True)
+        self.phases.end_epoch()
 
     def epoch_metrics(self) -> dict[str, float]:
         """What the current epoch sampled, what it trained, what it cost; see ``docs/metrics.md``."""
         data = self._data()
         sampled = {} if data is None or data.rollout is None else data.rollout.origin.metrics
-        trained = self._statistics.compute()
-        doctor = trained["time/doctor_seconds"] + sampled.get("time/doctor_seconds", 0.0)
-        return {**trained, **sampled, "time/doctor_seconds": doctor}
-
-
-def require_not_negative(**values: float) -> None:
-    """Refuse negative settings by name.
-
-    Raises:
-        ConfigurationError: If one is, or is no number.
-    """
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise ConfigurationError(f"expected {name} >= 0 and finite, but got {value}")
+        trained, times = self._statistics.compute(), time_metrics(self.phases.epoch())
+        speed = train_throughput(times["time/train_seconds"], trained["tokens/input"], trained["tokens/trained"])
+        return {**trained, **sampled, **times, **speed, PEAK: peak_bytes(self.device) / 2**30}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_lightning.adapter_config import AdapterConfig
-from grpo_lightning.attention import MASKED_IMPLEMENTATIONS, SHARED_PROMPT, attention_plan, dense_mask
+from grpo_lightning.attention import FLEX, MASKED_IMPLEMENTATIONS, SHARED_PROMPT, attention_plan, dense_mask, flex_mask
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.functional import TokenLogprobs, log_distributions, token_logprobs
 from grpo_lightning.functional.logprobs import DEFAULT_CHUNK_BYTES
@@ -20,12 +20,7 @@ from grpo_lightning.rollout.batch import PROMPT, PackedBatch
 
 logger = logging.getLogger(__name__)
 
-_PER_SEQUENCE_IMPLEMENTATIONS = (
-    "flash_attention_2",
-    "flash_attention_3",
-    "flash_attention_4",
-    "flex_attention",
-)
+_PER_SEQUENCE_IMPLEMENTATIONS = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 _WHOLE_BYTES = 4 * 2**20
 """Chunk of whole distributions on CPUs: who asks for them goes through them many times, best within the processor's
 cache."""
@@ -176,6 +171,8 @@ class Policy(nn.Module):
                 "plan": attention_plan(batch),
                 "attention_mask": batch.input_ids.new_zeros(1, 1, 1, 1, dtype=torch.bool),
             }
+        elif implementation == FLEX:
+            extra = {"attention_mask": flex_mask(batch)}
         else:
             mask = dense_mask(batch)
             dtype = self.causal_lm.get_input_embeddings().weight.dtype
@@ -206,7 +203,10 @@ class Policy(nn.Module):
         model = self.causal_lm
         device = model.get_input_embeddings().weight.device
         ids = torch.arange(8, device=device)[None] % model.config.vocab_size
-        with evaluating(self):
+        # FlexAttention would be compiled for these few tokens, perhaps where there is no compiler.
+        is_flex = model.config._attn_implementation == FLEX
+        plain = torch.compiler.set_stance("force_eager") if is_flex else contextlib.nullcontext()
+        with evaluating(self), plain:
             own = model(input_ids=ids, use_cache=False).logits[0]
             hidden = self._backbone(input_ids=ids)[0]
         own = own.to(torch.promote_types(own.dtype, torch.float32)).log_softmax(-1)

@@ -10,6 +10,7 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.parsing import AttributeDict
+from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -28,6 +29,7 @@ from grpo_lightning.errors import CheckpointError, ConfigurationError
 from grpo_lightning.freed_memory import keep_freed_memory
 from grpo_lightning.functional.lr_schedule import lr_factor
 from grpo_lightning.loading import load_policy
+from grpo_lightning.phases import PhaseClock
 from grpo_lightning.policy import Policy
 from grpo_lightning.redact import redact, redact_hyperparameters
 from grpo_lightning.rollout.episode import Predictions
@@ -44,6 +46,7 @@ class PolicyModule(LightningModule):
         policy: The policy, once it is loaded.
         policy_version: How often its weights changed.
         fitting: Whether rollouts may be made.
+        phases: Where the time of the run goes.
     """
 
     model_name: str
@@ -51,6 +54,7 @@ class PolicyModule(LightningModule):
     policy: Policy
     policy_version: int
     fitting: bool
+    phases: PhaseClock
     _start_record: StartRecord
 
     @property
@@ -87,6 +91,8 @@ class PolicyModule(LightningModule):
         """The callbacks without which a run would be unsafe or mute, where the Trainer has none of their kind."""
         from grpo_lightning.callbacks import EpochLine, LoRAWeightSync, PredictionWriter, RunDoctor
 
+        # No hook of a run comes before this one.
+        self.phases.begin_run(self.trainer.profiler)  # type: ignore[attr-defined]
         present = self.trainer.callbacks  # type: ignore[attr-defined]
         kinds: tuple[type[Callback], ...] = (LoRAWeightSync, RunDoctor, EpochLine)
         if self.trainer.predicting:
@@ -127,7 +133,7 @@ class PolicyModule(LightningModule):
         if strategy.root_device.type == "cpu":
             keep_freed_memory()
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
-            strategy.checkpoint_io = DurableCheckpointIO()
+            strategy.checkpoint_io = DurableCheckpointIO(partial(self.phases, "checkpoint"))
         elif isinstance(strategy.checkpoint_io, _WrappingCheckpointIO):
             name = type(strategy.checkpoint_io).__name__
             rank_zero_warn(f"{name} writes through Lightning: a checkpoint may be left incomplete by a power cut.")
@@ -147,6 +153,27 @@ class PolicyModule(LightningModule):
     def _data(self) -> RolloutDataModule | None:
         data = getattr(self.trainer, "datamodule", None)
         return data if isinstance(data, RolloutDataModule) else None
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute the gradients, timed."""
+        with self.phases("train_backward"):
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step, timed; Lightning runs forward and backward within it, which are timed apart."""
+        with self.phases("train_optimizer"):
+            super().optimizer_step(*args, **kwargs)
+
+    def on_validation_start(self) -> None:
+        """From here on the time is the validation's."""
+        self.phases.begin("validation")
+
+    def on_validation_end(self) -> None:
+        """Until here it was. Within an epoch training goes on; at its end the engine makes the next rollout."""
+        data = self._data()
+        if data is not None and self.fitting and not (self.trainer.sanity_checking or self.trainer.is_last_batch):
+            data.rest()
+        self.phases.end("validation")
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
         """Generate and score one batch of held-out tasks."""

@@ -6,6 +6,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
+from grpo_lightning.attention import FLEX, SHARED_PROMPT
 from grpo_lightning.errors import ConfigurationError
 
 _WHY_NOT = {
@@ -42,6 +43,23 @@ def check_trainer(trainer: Any, stage: str, updates_per_epoch: int) -> None:
     if stage == "fit":
         _set_reload(trainer)
         _check_limit(trainer, updates_per_epoch)
+
+
+def check_attention(trainer: Any, implementation: str) -> None:
+    """Refuse to train with an attention that has no gradient on the Trainer's device.
+
+    Args:
+        trainer: The Trainer.
+        implementation: ``attn_implementation`` of the module.
+
+    Raises:
+        ConfigurationError: Naming what to use instead.
+    """
+    if implementation == FLEX and trainer.strategy.root_device.type == "cpu":
+        raise ConfigurationError(
+            f"expected another attn_implementation than {FLEX!r} to train on CPU, where PyTorch has no backward pass "
+            f"for it; {SHARED_PROMPT!r}, the default, also shares prompts"
+        )
 
 
 def _check_strategy(trainer: Any) -> None:

@@ -29,7 +29,7 @@ class Losses(Callback):
         self.batches.append((trainer.current_epoch, batch_idx, float(outputs["loss"]), batch.target_ids.tolist()))
 
     def on_train_epoch_end(self, trainer, pl_module):
-        timed = ("time/", "throughput/")
+        timed = ("time/", "throughput/", "memory/")
         self.epochs.append({n: v for n, v in pl_module.epoch_metrics().items() if not n.startswith(timed)})
 
 

@@ -449,7 +449,7 @@ def test_layout_is_packed_without_a_word(family, implementation, caplog):
     ("config", "implementation", "reason"),
     [
         (lambda: LlamaConfig(**TINY), "flash_attention_2", "'flash_attention_2' cannot take the shared-prompt mask"),
-        (lambda: LlamaConfig(**TINY), "flex_attention", "'flex_attention' cannot take the shared-prompt mask"),
+        (lambda: LlamaConfig(**TINY), "flash_attention_3", "'flash_attention_3' cannot take the shared-prompt mask"),
         (lambda: MistralConfig(**TINY, sliding_window=16), "sdpa", "within a window of 16 tokens"),
         (lambda: MistralConfig(**TINY, sliding_window=16), "grpo_shared_prompt", "within a window of 16 tokens"),
         (
@@ -487,7 +487,7 @@ def test_a_sliding_window_that_is_off_changes_nothing():
 
 def test_unknown_attention_is_named():
     config = configured(LlamaConfig(**TINY), "paged_banana")
-    message = "unknown attn_implementation 'paged_banana'; choose one of grpo_shared_prompt, sdpa, eager, flash"
+    message = "unknown attn_implementation 'paged_banana'; choose one of grpo_shared_prompt, sdpa, eager, flex"
     with pytest.raises(ConfigurationError, match=message):
         choose_layout(config)
 

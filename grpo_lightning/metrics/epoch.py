@@ -85,14 +85,6 @@ class EpochStatistics:
             )
             self._max_fresh = max(self._max_fresh, float(apart.abs().max()))
 
-    def add_seconds(self, seconds: float) -> None:
-        """Add the time of a micro-batch."""
-        self._add({"seconds": seconds})
-
-    def add_doctor_seconds(self, seconds: float) -> None:
-        """Add the time of the doctor's checks."""
-        self._add({"doctor_seconds": seconds})
-
     def _add(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._sums[name] += value
@@ -107,9 +99,7 @@ class EpochStatistics:
             "ppo/updates": sums["updates"],
             "ppo/updates_since_sampling": float(self._max_k),
             "tokens/trained": sums["tokens"],
-            "time/train_seconds": sums["seconds"],
-            "time/doctor_seconds": sums["doctor_seconds"],
-            "throughput/train_tokens_per_second": sums["input_tokens"] / max(1e-9, sums["seconds"]),
+            "tokens/input": sums["input_tokens"],
         }
         if self._corrected:
             metrics["correction/dropped_fraction"] = sums["dropped"] / tokens

@@ -129,6 +129,23 @@ class FullWeightsEngine(RolloutEngine, Protocol):
         ...
 
 
+@runtime_checkable
+class SleepingEngine(RolloutEngine, Protocol):
+    """An engine that can give its memory to the trainer between rollouts."""
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it is meant to."""
+        ...
+
+    def sleep(self) -> None:
+        """Give the memory back; returns when it is free. Idempotent; called when no request is in flight.
+
+        The engine wakes by itself, with what it served, in `wait_until_ready` and before any request.
+        """
+        ...
+
+
 def resolve(adapter: Adapter, current: AdapterRef | None) -> AdapterRef | None:
     """The adapter that a request means, given the one that was loaded last; None is the base model."""
     return current if isinstance(adapter, Current) else adapter

@@ -1,6 +1,5 @@
 """No rollout from another policy than the trainer's."""
 
-import time
 from typing import TYPE_CHECKING
 
 from grpo_lightning.errors import StaleRolloutError
@@ -11,16 +10,13 @@ if TYPE_CHECKING:
     from grpo_lightning.module import GRPOModule
 
 
-def sync_engine(engine: RolloutEngine, module: "GRPOModule", sync: "LoRAWeightSync | None") -> float:
+def sync_engine(engine: RolloutEngine, module: "GRPOModule", sync: "LoRAWeightSync | None") -> None:
     """Make the engine serve the module's current policy, or one no older than was declared. Idempotent.
 
     Args:
-        engine: A started engine.
+        engine: An engine that is ready.
         module: The module with the policy.
         sync: What publishes it.
-
-    Returns:
-        Seconds that publishing took.
 
     Raises:
         StaleRolloutError: If the engine is still too far behind afterwards.
@@ -31,8 +27,6 @@ def sync_engine(engine: RolloutEngine, module: "GRPOModule", sync: "LoRAWeightSy
         served = engine.policy_version
         return served >= 0 and 0 <= module.policy_version - served <= max_lag
 
-    engine.wait_until_ready()
-    begin = time.perf_counter()
     if not is_fresh() and sync is not None:
         sync.publish(module, engine)
     if not is_fresh():
@@ -47,4 +41,3 @@ def sync_engine(engine: RolloutEngine, module: "GRPOModule", sync: "LoRAWeightSy
                 else f"{type(sync).__name__}.publish did not load the adapter into the engine."
             )
         )
-    return time.perf_counter() - begin

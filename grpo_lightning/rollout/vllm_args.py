@@ -29,6 +29,7 @@ REFUSED_ENGINE_ARGS = {
         ),
         _DISTRIBUTION,
     ),
+    "enable_sleep_mode": "VLLMEngine(sleep=True) sets it, and puts the engine to sleep",
     "logprobs_mode": "the trainer needs the logprobs after temperature (processed_logprobs)",
     **dict.fromkeys(("enable_lora", "max_loras", "max_lora_rank"), _ADAPTER),
     **dict.fromkeys(

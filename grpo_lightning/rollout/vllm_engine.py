@@ -6,17 +6,19 @@ import dataclasses
 import importlib.util
 import itertools
 import math
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 from grpo_lightning.errors import ConfigurationError, EngineDiedError, LogprobValidationError, RolloutError
 from grpo_lightning.rollout.engine import CURRENT, Adapter, EngineSpec, require_directory, resolve
 from grpo_lightning.rollout.loop import EventLoopThread
-from grpo_lightning.rollout.types import AdapterRef, FinishReason, Generation, SamplingSettings
+from grpo_lightning.rollout.types import AdapterRef, Generation, SamplingSettings
 from grpo_lightning.rollout.vllm_args import refuse_breaking_args, refuse_unknown_args
+from grpo_lightning.rollout.vllm_messages import finish_reason, lora_request
 from grpo_lightning.rollout.vllm_process import EngineProcesses, engine_environment
+from grpo_lightning.rollout.vllm_sleep import Nap
 
 T = TypeVar("T")
 
@@ -54,6 +56,9 @@ class VLLMEngine:
         tensor_parallel_size: Devices that share the model.
         enforce_eager: Skip compilation: starts faster, samples slower on GPUs. Always on for CPU, where
             compiling takes minutes.
+        sleep: On a GPU that the trainer uses too: move the weights to host memory and drop the key-value cache while
+            the trainer trains, and wake up before the next rollout. ``gpu_memory_utilization`` can then be larger, at
+            the cost of moving the weights twice an epoch. Without effect on CPU; untested on CUDA.
         start_timeout: Seconds that the engine may take to start.
         engine_args: Further arguments of ``vllm.AsyncEngineArgs``. Those that are arguments here, that follow from the
             run, or that change what is sampled are refused.
@@ -72,6 +77,7 @@ class VLLMEngine:
         cpu_threads: int | None = None,
         tensor_parallel_size: int = 1,
         enforce_eager: bool = False,
+        sleep: bool = False,
         start_timeout: float = 600.0,
         engine_args: dict[str, Any] | None = None,
     ) -> None:
@@ -87,12 +93,14 @@ class VLLMEngine:
         self._lora_dtype = lora_dtype
         self._cpu_cache_gib = cpu_cache_gib
         self._cpu_threads = cpu_threads
+        self._sleep = sleep
         self._start_timeout = start_timeout
         self._spec: EngineSpec | None = None
         self._loop: EventLoopThread | None = None
         self._llm: Future[Any] | None = None
         self._processes: EngineProcesses | None = None
         self._current: AdapterRef | None = None
+        self._nap = Nap()
         self._request_ids = itertools.count()
 
     @property
@@ -106,6 +114,13 @@ class VLLMEngine:
         import torch
 
         return self._lora_dtype or ("auto" if torch.cuda.is_available() else "float32")
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it gives its memory to the trainer between rollouts."""
+        import torch
+
+        return self._sleep and torch.cuda.is_available()
 
     @property
     def policy_version(self) -> int:
@@ -158,6 +173,7 @@ class VLLMEngine:
         self._spec = spec
         self._loop = EventLoopThread("grpo-lightning-vllm")
         self._processes = EngineProcesses()
+        self._nap = Nap()
         self._llm = self._loop.submit(self._start(spec, self._processes))
 
     async def _start(self, spec: EngineSpec, processes: EngineProcesses) -> Any:
@@ -181,6 +197,7 @@ class VLLMEngine:
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
             "seed": spec.seed % 2**31,
+            **({"enable_sleep_mode": True} if self.sleeps else {}),
             **self._settings,
         }
         if not on_gpu:
@@ -201,13 +218,15 @@ class VLLMEngine:
         return self._llm
 
     async def _client(self) -> Any:
-        return await asyncio.wrap_future(self._started())
+        client = await asyncio.wrap_future(self._started())
+        await self._nap.end(client)
+        return client
 
     def wait_until_ready(self) -> None:
-        """Wait until the engine's processes are up.
+        """Wait until the engine's processes are up, and awake.
 
         Raises:
-            EngineDiedError: If they did not start, or not in time.
+            EngineDiedError: If they did not start, or not in time, or ended while they were asleep.
         """
         # Not on the engine's loop: starting up occupies it.
         try:
@@ -218,9 +237,32 @@ class VLLMEngine:
                 f"{self._last_words()}"
             ) from error
         except Exception as error:
-            raise EngineDiedError(
-                f"vLLM did not start: {type(error).__name__}: {error}. {self._last_words()}"
-            ) from error
+            message = f"vLLM did not start: {type(error).__name__}: {error}. {self._last_words()}"
+            raise EngineDiedError(message) from error
+        if self._nap.asleep:
+            self.run(self._asked("before it woke up", self._client))
+
+    def sleep(self) -> None:
+        """Free the GPU's memory until the next request, if the settings ask for that.
+
+        Raises:
+            EngineDiedError: If the engine's process ended.
+        """
+
+        async def begin() -> None:
+            await self._nap.begin(await asyncio.wrap_future(self._started()))
+
+        if self.sleeps:
+            self.run(self._asked("before it could sleep", begin))
+
+    async def _asked(self, when: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """What the engine answers, or the error that its process ended."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            return await ask()
+        except EngineDeadError as error:
+            raise EngineDiedError(f"vLLM's engine process ended {when}. {self._last_words()}") from error
 
     def _last_words(self) -> str:
         return "" if self._processes is None else self._processes.last_words()
@@ -286,7 +328,7 @@ class VLLMEngine:
         return Generation(
             tuple(completion.token_ids),
             tuple(completion.logprobs.logprobs),
-            _finish_reason(completion),
+            finish_reason(completion),
             -1 if ref is None else ref.version,
         )
 
@@ -307,17 +349,17 @@ class VLLMEngine:
     ) -> Any:
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        llm = await self._client()
         prompt: dict[str, Any] = {"prompt_token_ids": list(prompt_ids)}
         if cache_salt is not None:
             prompt["cache_salt"] = cache_salt
         last = None
         try:
+            llm = await self._client()
             async for output in llm.generate(
                 prompt,
                 params,
                 request_id=str(next(self._request_ids)),
-                lora_request=_lora_request(ref),
+                lora_request=lora_request(ref),
             ):
                 last = output
         except EngineDeadError as error:
@@ -340,15 +382,10 @@ class VLLMEngine:
         self._current = ref
 
     async def _load(self, ref: AdapterRef) -> None:
-        from vllm.v1.engine.exceptions import EngineDeadError
+        async def add() -> Any:
+            return await (await self._client()).add_lora(lora_request(ref))
 
-        llm = await self._client()
-        try:
-            loaded = await llm.add_lora(_lora_request(ref))
-        except EngineDeadError as error:
-            raise EngineDiedError(
-                f"vLLM's engine process ended before an adapter could be loaded. {self._last_words()}"
-            ) from error
+        loaded = await self._asked("before an adapter could be loaded", add)
         if not loaded:
             raise RolloutError(f"vLLM did not load adapter {ref.name} (id {ref.id}): it says it holds that id already")
 
@@ -375,23 +412,3 @@ class VLLMEngine:
             # vLLM is still being imported or configured, which cannot be interrupted; it will start no process.
             loop.leave()
         processes.discard_log()
-
-
-def _finish_reason(completion: Any) -> FinishReason:
-    reason = completion.finish_reason
-    if reason in get_args(FinishReason):
-        ended: FinishReason = reason
-        return ended
-    raise RolloutError(
-        "expected a completion that ends with 'stop' or 'length', but vLLM ended one after "
-        f"{len(completion.token_ids)} tokens with {reason!r}: it was cut off where neither the policy nor max_tokens "
-        "ended it, so it cannot be trained on. Look for the cause in engine_args"
-    )
-
-
-def _lora_request(ref: AdapterRef | None) -> Any:
-    if ref is None:
-        return None
-    from vllm.lora.request import LoRARequest
-
-    return LoRARequest(lora_name=ref.name, lora_int_id=ref.id, lora_path=str(ref.path))
