@@ -18,8 +18,14 @@ from grpo_lightning.module import GRPOModule
 from grpo_lightning.runs import find_run
 from grpo_lightning.versions import package_versions
 
-PHASES = ("rollout", "train", "sync", "doctor")
-"""Whose seconds are logged; what they leave of a run is called other."""
+PHASES = {
+    "rollout": "time/rollout_wait_seconds",
+    "train": "time/train_seconds",
+    "sync": "time/sync_seconds",
+    "doctor": "time/doctor_seconds",
+}
+"""The metric of each phase's seconds; what they leave of a run is called other. Of a rollout that is sampled while the
+one before is trained on, only the waiting counts: the phases lie one after the other."""
 
 
 class RunSummary(Callback):
@@ -121,7 +127,7 @@ def summarize(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]
 
     before = next((a for epoch, a in accuracies if epoch == 0), None)
     after = accuracies[-1][1] if accuracies and accuracies[-1][0] > 0 else None
-    phases = {phase: total(f"time/{phase}_seconds") for phase in PHASES}
+    phases = {phase: total(name) for phase, name in PHASES.items()}
     return {
         "epochs": len(epochs),
         "accuracy_before": before,
@@ -130,7 +136,7 @@ def summarize(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]
         "reward_last": epochs[-1]["reward/mean"],
         "seconds": {"total": seconds, **phases, "other": seconds - sum(phases.values())},
         "tokens_per_second": {
-            "rollout": total("tokens/sampled") / max(phases["rollout"], 1e-9),
+            "rollout": total("tokens/sampled") / max(total("time/rollout_seconds"), 1e-9),
             "train_sampled": total("tokens/trained") / max(phases["train"], 1e-9),
         },
         "ratio_last_epoch": {n: epochs[-1][f"ppo/ratio_{n}"] for n in ("mean", "std", "min", "max", "count")},
@@ -167,8 +173,8 @@ def draw(epochs: list[dict[str, float]], accuracies: list[tuple[int, float]], pa
     ratio.set(title="PPO ratio before clipping", xlabel="epoch")
     ratio.legend(loc="upper right", fontsize=8)
     bottom = [0.0] * len(epochs)
-    for phase in PHASES:
-        values = series(f"time/{phase}_seconds")
+    for phase, name in PHASES.items():
+        values = series(name)
         seconds.bar(x, values, bottom=bottom, label=phase)
         bottom = [b + v for b, v in zip(bottom, values, strict=True)]
     seconds.set(title="Seconds by phase", xlabel="epoch")

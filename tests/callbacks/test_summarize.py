@@ -11,7 +11,9 @@ from grpo_lightning.callbacks.run_summary import draw, summarize
 def epoch(number, **changes):
     return {
         "reward/mean": 0.1 * number,
-        "time/rollout_seconds": 2.0 * number,
+        "time/rollout_seconds": 4.0 * number,
+        # The rest of it went on while the trainer was busy.
+        "time/rollout_wait_seconds": 2.0 * number,
         "time/train_seconds": 3.0,
         "time/sync_seconds": 0.25,
         "time/doctor_seconds": 0.5,
@@ -39,7 +41,7 @@ def test_every_number():
         "reward_first": pytest.approx(0.1),
         "reward_last": pytest.approx(0.3),
         "seconds": {"total": 30.0, "rollout": 12.0, "train": 9.0, "sync": 0.75, "doctor": 1.5, "other": 6.75},
-        "tokens_per_second": {"rollout": 600 / 12, "train_sampled": 180 / 9},
+        "tokens_per_second": {"rollout": 600 / 24, "train_sampled": 180 / 9},
         "ratio_last_epoch": {
             "mean": pytest.approx(1.003),
             "std": pytest.approx(0.03),

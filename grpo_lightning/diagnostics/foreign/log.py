@@ -50,6 +50,8 @@ NAMES: dict[str, tuple[str, ...]] = {
 _STEPS = ("step", "global_step", "_step", "trainer/global_step")
 _CANONICAL = {alias: name for name, aliases in NAMES.items() for alias in aliases}
 _PHASES = tuple(f"time/{phase}_seconds" for phase in ("rollout", "train", "sync", "doctor"))
+_WAITED = "time/rollout_wait_seconds"
+"""Stands for the rollout's seconds where it is logged: they may lie within those of the training."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,9 @@ def _seconds(
     totals = [values for _, values in read]
     if whole := [values["seconds"] for values in totals if "seconds" in values]:
         return whole[-1]
-    phases = [_number(path, name, i, row.get(name)) or 0.0 for name in _PHASES for i, row in enumerate(rows)]
+    logged = {name for row in rows for name in row}
+    names = [_WAITED if name == _PHASES[0] and _WAITED in logged else name for name in _PHASES]
+    phases = [_number(path, name, i, row.get(name)) or 0.0 for name in names for i, row in enumerate(rows)]
     steps = [(step, values["step_seconds"]) for step, values in read if "step_seconds" in values]
     # A logged step stands for all since the one before it, of which it is the mean.
     ends = [0.0, *(step for step, _ in steps)]
