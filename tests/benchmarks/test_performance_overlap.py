@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
+
 from benchmarks.performance import overlap
 
 
@@ -48,7 +50,7 @@ def test_descendants_and_their_cores():
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
     try:
         while len(found := overlap.descendants(os.getpid())) < 2:
-            pass
+            time.sleep(0.05)
         assert found[0] == child.pid
         overlap.pin(found, own[-1])
         assert all(os.sched_getaffinity(pid) == {own[-1]} for pid in found)
