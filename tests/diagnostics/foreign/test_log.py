@@ -63,6 +63,10 @@ class TestCSV:
         assert log.seconds == 140.0
         assert [step for step, _ in log.rows] == [0, 1, 3]
 
+    def test_a_rollout_beside_the_training_counts_as_far_as_it_was_waited_for(self, file):
+        text = "step,reward/mean,time/rollout_seconds,time/rollout_wait_seconds,time/train_seconds\n1,0.5,60,5,90\n"
+        assert read_log(file(text)).seconds == 95.0
+
     def test_an_export_of_wandb(self, file):
         text = '"Step","a run - train/reward","a run - train/reward__MIN","a run - train/reward__MAX"\n1,0.5,0.1,0.9\n'
         log = read_log(file(text))
