@@ -54,6 +54,23 @@ def fit(tmp_path, model, engine, *, ahead=1, epochs=3, rollouts=None, module=Non
     return runner, seen
 
 
+class Dying(FakeEngine):
+    """Dies whenever it generates after some of its syncs: the first rollout's, the second's, ..."""
+
+    def __init__(self, syncs):
+        super().__init__(self._answer)
+        self._syncs = syncs
+        self._synced = 0
+
+    def wait_until_ready(self):
+        self._synced += 1
+
+    def _answer(self, prompt_ids, params, seed, version):
+        if self._synced in self._syncs:
+            raise EngineDiedError("gone")
+        return random_generation(prompt_ids, params, seed, version)
+
+
 def no_thread_is_left():
     return not any(t.name == "grpo-lightning-ahead" and t.is_alive() for t in threading.enumerate())
 
@@ -64,16 +81,25 @@ def requests(engine):
 
 class TestOverlap:
     def test_the_next_rollout_is_sampled_while_one_is_trained_on(self, tmp_path, tiny_model):
+        """Training waits for the next rollout to begin, whose answers wait for the training."""
         seen, late, started = Epochs(), [], []
+        sampling = [threading.Event() for _ in range(3)]
+
+        class Waits(Callback):
+            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+                following = trainer.current_epoch + 1
+                if following < 3 and not sampling[following].wait(60):
+                    late.append(f"rollout {following}")
 
         async def generation(prompt_ids, params, seed, version):
             number = len(started) // SIZE
             started.append(number)
-            if number and not await asyncio.to_thread(seen.begun[number - 1].wait, 30):
-                late.append(number)
+            sampling[number].set()
+            if number and not await asyncio.to_thread(seen.begun[number - 1].wait, 60):
+                late.append(f"epoch {number - 1}")
             return random_generation(prompt_ids, params, seed, version)
 
-        fit(tmp_path, tiny_model, FakeEngine(generation), callbacks=[seen])
+        fit(tmp_path, tiny_model, FakeEngine(generation), callbacks=[seen, Waits()])
         assert len(started) == 3 * SIZE
         assert not late
 
@@ -163,27 +189,6 @@ class TestOthersThatGenerate:
         )  # fmt: skip
         assert finished == [0] * 2 * SIZE + [1] * 2 + [2] * 2 + [3] * 2 + [4] * 2
 
-    def test_weights_that_are_loaded_meanwhile_stop_it(self, tmp_path, tiny_model):
-        engine = FakeEngine()
-
-        class Behind(Callback):
-            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-                go.set()
-
-        go, swapped = threading.Event(), []
-
-        async def generation(prompt_ids, params, seed, version):
-            if len(engine.calls) > SIZE and not swapped:
-                await asyncio.to_thread(go.wait, 30)
-                swapped.append(replace(engine.loads[-1], version=7))
-                engine.load_adapter(swapped[0])
-            # All rewards are equal, so that further tasks are asked for.
-            return random_generation(prompt_ids, replace(params, max_tokens=1), 0, version)
-
-        engine._generation = generation
-        with pytest.raises(StaleRolloutError, match="ahead with policy version 0, but the engine now serves 7"):
-            fit(tmp_path, tiny_model, engine, rollouts={"max_refills": 1}, callbacks=[Behind()])
-
 
 class TestFailures:
     def test_a_reward_that_raises_does_so_when_the_rollout_is_taken(self, tmp_path, tiny_model):
@@ -201,24 +206,15 @@ class TestFailures:
         assert len(seen.metrics) == 1
         assert no_thread_is_left()
 
-    @pytest.mark.parametrize(("deaths", "survives"), [(1, True), (2, True), (3, False)])
-    def test_an_engine_that_dies_is_started_again_as_often_as_allowed(
-        self, tmp_path, tiny_model, caplog, deaths, survives
-    ):
-        engine, died = FakeEngine(), []
-
-        def generation(prompt_ids, params, seed, version):
-            if len(engine.calls) > SIZE and len(died) < deaths:
-                died.append(version)
-                raise EngineDiedError("gone")
-            return random_generation(prompt_ids, params, seed, version)
-
-        engine._generation = generation
+    @pytest.mark.parametrize("deaths", [1, 2, 3])
+    def test_an_engine_that_dies_is_started_again_as_often_as_allowed(self, tmp_path, tiny_model, caplog, deaths):
+        """It dies while the second rollout is sampled ahead, and then when that is sampled again."""
+        engine = Dying(range(2, 2 + deaths))
         run = partial(fit, tmp_path, tiny_model, engine, rollouts={"engine_restarts": 1})
-        if survives:
+        if deaths < 3:
             runner, seen = run()
             assert runner.global_step == 3 * UPDATES
-            # Made again with the policy of its own epoch.
+            # Sampled again with the policy of its own epoch.
             assert [r.origin.version for r in seen.rollouts] == [0, UPDATES, UPDATES]
         else:
             with pytest.raises(EngineDiedError, match="gone"):
@@ -249,7 +245,7 @@ class TestFailures:
         else:
             with pytest.raises(RuntimeError, match="enough"):
                 run()
-        assert time.monotonic() - begin < 60
+        assert time.monotonic() - begin < 300
         assert no_thread_is_left()
         assert engine.closed
 
@@ -349,23 +345,32 @@ class TestDoctor:
 
     def test_an_engine_that_samples_with_an_older_adapter_than_it_says_is_named(self, tmp_path, tiny_model):
         class Late(TransformersEngine):
-            """Asked what it serves it tells the truth; requests get the first adapter, which was the base model."""
+            """Asked what it serves it tells the truth; once trained, requests get the base model, as at first."""
+
+            trained = False
 
             async def generate(self, prompt_ids, params, **settings):
+                if not self.trained:
+                    return await super().generate(prompt_ids, params, **settings)
                 generation = await super().generate(prompt_ids, params, **{**settings, "adapter": None})
                 return replace(generation, policy_version=self.policy_version)
 
-        doctor, seen = Remembering(), Epochs()
-        with pytest.raises(DegeneracyError, match="adapter|older version"):
+        class Begins(Callback):
+            def on_train_batch_start(self, *args):
+                engine.trained = True
+
+        engine, doctor, seen = Late(dtype="float32"), Remembering(), Epochs()
+        with pytest.raises(DegeneracyError):
             fit(
-                tmp_path, tiny_model, Late(dtype="float32"), module=REAL, rollouts=LONGER, epochs=4,
-                callbacks=[doctor, seen],
+                tmp_path, tiny_model, engine, module=REAL, rollouts=LONGER, epochs=4,
+                callbacks=[doctor, seen, Begins()],
             )  # fmt: skip
         # Rollouts 0 and 1 are the fresh adapter's by right.
         assert len(seen.metrics) == 2
         failed = {v.check: v.cause for v in doctor.said if v.status is Status.FAIL}
         assert failed["earlier weights"] == "other_weights"
-        assert failed["logprob semantics"] in ("adapter_ignored", "sync_stale", "adapter_scale")
+        # The base model is also what the policy was one publication earlier.
+        assert failed["logprob semantics"] in ("adapter_ignored", "sync_stale")
 
     def test_a_rollout_that_is_older_than_declared_is_named(self, tmp_path, tiny_model):
         def generation(prompt_ids, params, seed, version):
