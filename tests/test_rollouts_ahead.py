@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from runs import MODEL, data, length, trainer
 
 from grpo_lightning import GRPOModule, TransformersEngine
+from grpo_lightning.adapter_config import DEFAULT_RANK
 from grpo_lightning.callbacks import LoRAWeightSync, RatioDegeneracyDetector, RunDoctor
 from grpo_lightning.diagnostics import Status
 from grpo_lightning.diagnostics.examinations.rollout import RolloutExamination
@@ -286,6 +287,7 @@ class TestRefusals:
 
 REAL = {"learning_rate": 1e-2}
 LONGER = {"max_tokens": 12}
+WHOLE = {"full_finetuning": True, "learning_rate": 1e-4, "lora_rank": DEFAULT_RANK}
 
 
 class Remembering(RunDoctor):
@@ -311,8 +313,8 @@ class TestDoctor:
             ({"correction": "mis_token"}, {"top_k": 20}),
             ({"kl_coef": 0.05, "kl_in": "reward"}, {}),
             ({}, {"advantage": "remax"}),
-            ({"full_finetuning": True, "learning_rate": 1e-4}, {}),
-            ({}, {"inner_epochs": 2, "temperature": 0.7}),
+            (WHOLE, {}),
+            ({"learning_rate": 2e-3}, {"inner_epochs": 2, "temperature": 0.7}),
         ],
     )
     def test_a_healthy_run_is_left_alone(self, tmp_path, tiny_model, module, rollouts):
@@ -333,7 +335,7 @@ class TestDoctor:
         """Also where all weights are trained, in the same process, while the engine samples."""
         _, seen = fit(
             tmp_path, tiny_model, TransformersEngine(dtype="float32"), epochs=2, rollouts=LONGER,
-            module={"full_finetuning": True, "learning_rate": 1e-3}, callbacks=[Remembering()],
+            module={**WHOLE, "learning_rate": 1e-3}, callbacks=[Remembering()],
         )  # fmt: skip
         fresh = GRPOModule(tiny_model, **MODEL)
         fresh.configure_model()
