@@ -11,6 +11,7 @@ from grpo_lightning.distributed import processes
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.model_source import model_context, require_context, require_model
 from grpo_lightning.rewards.scorer import Scorer
+from grpo_lightning.rollout.ahead import Ahead
 from grpo_lightning.rollout.engine import EngineSpec, RolloutEngine
 from grpo_lightning.rollout.episode import Group
 from grpo_lightning.rollout.episode_settings import EpisodeSettings
@@ -55,6 +56,7 @@ class AnsweringDataModule(LightningDataModule):
     _prompts: PromptSettings
     _sampler: Sampler | None
     _predict_scorer: Scorer
+    _ahead: Ahead[Any] | None
 
     def __str__(self) -> str:
         # LightningDataModule.__str__ builds every loader, which here would start a rollout.
@@ -130,21 +132,32 @@ class AnsweringDataModule(LightningDataModule):
         return encoder
 
     def teardown(self, stage: str) -> None:
-        """Stop the engine."""
+        """Stop the engine, and what it samples ahead."""
+        self._drop_ahead()
         self.engine.close()
 
     def on_exception(self, exception: BaseException) -> None:
-        """Stop the engine: `teardown` may not run after an exception."""
+        """The same after an exception, where `teardown` may not run."""
+        self._drop_ahead()
         self.engine.close()
+
+    def _drop_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
 
     def ensure_synced(self) -> None:
         """Make the engine serve the module's policy (`sync_engine`). Idempotent; called before any generation.
+
+        A rollout that is being sampled ahead is waited for: the engine must serve one policy to its end.
 
         Raises:
             StaleRolloutError: If the engine is still too far behind afterwards.
         """
         from grpo_lightning.callbacks import LoRAWeightSync, RunDoctor
 
+        if self._ahead is not None:
+            self._ahead.wait()
         callbacks, module = self._trainer().callbacks, self._module()
         sync = next((c for c in callbacks if isinstance(c, LoRAWeightSync)), None)
         served = self.engine.policy_version
@@ -222,9 +235,17 @@ class AnsweringDataModule(LightningDataModule):
             scores |= sampled_scores(sampled, self.success_reward)
         return scores
 
-    def _sample(self, title: str, tasks: Sequence[Task], scorer: Scorer | None = None, **settings: Any) -> list[Group]:
-        bar = self._trainer().progress_bar_callback
-        return self.sampler.sample(title, tasks, scorer or self.scorer, trainer_bar=bar, **settings)
+    def _sample(
+        self,
+        title: str,
+        tasks: Sequence[Task],
+        scorer: Scorer | None = None,
+        ahead: Sampler | None = None,
+        **settings: Any,
+    ) -> list[Group]:
+        # What is sampled ahead shows no bar beside that of the training.
+        bar = self._trainer().progress_bar_callback if ahead is None else None
+        return (ahead or self.sampler).sample(title, tasks, scorer or self.scorer, trainer_bar=bar, **settings)
 
     def _trainer(self) -> Any:
         if self.trainer is None:

@@ -1,14 +1,13 @@
 """Rollouts as a LightningDataModule: each epoch's train loader holds a fresh rollout, packed."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from grpo_lightning.answering import AnsweringDataModule
 from grpo_lightning.arithmetic import BatchPlan
 from grpo_lightning.bounds import require_positive
 from grpo_lightning.distributed import processes
@@ -18,28 +17,25 @@ from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.loading import require_full_finetuning
 from grpo_lightning.objective import kl_of
 from grpo_lightning.rewards.scorer import Scorer
-from grpo_lightning.rollout.advantages import Advantages, with_advantages
+from grpo_lightning.rollout.advantages import Advantages
+from grpo_lightning.rollout.ahead import check_ahead
 from grpo_lightning.rollout.batch import PackedBatch
 from grpo_lightning.rollout.engine import CheckedEngine, RolloutEngine
-from grpo_lightning.rollout.episode import Group
 from grpo_lightning.rollout.episode_settings import SINGLE_TURN, EpisodeSettings
-from grpo_lightning.rollout.generation_record import GenerationRecord
 from grpo_lightning.rollout.loader import BatchLoader
-from grpo_lightning.rollout.metrics import rollout_metrics
 from grpo_lightning.rollout.micro_batches import Layout
 from grpo_lightning.rollout.prompts import PromptEncoder, PromptSettings
 from grpo_lightning.rollout.rescored import Rescored
-from grpo_lightning.rollout.rollout import Origin, Rollout, make_rollouts
+from grpo_lightning.rollout.resting import rests
+from grpo_lightning.rollout.rollout import Rollout
 from grpo_lightning.rollout.sampler import Sampler
 from grpo_lightning.rollout.schedule import RolloutSchedule
-from grpo_lightning.rollout.shaping import KL, punish_kl, punish_overlong, refill, with_greedy
-from grpo_lightning.rollout.shaping import mask_truncated as without_truncated
+from grpo_lightning.rollout.shaping import KL, punish_kl
 from grpo_lightning.rollout.state import rollout_from_state
-from grpo_lightning.rollout.validation import validate_rollout
 from grpo_lightning.rollout.vllm_engine import VLLMEngine
+from grpo_lightning.sampling import SamplingDataModule
 from grpo_lightning.tasks import TaskSource, hold_out, shuffled
-from grpo_lightning.tasks.order import draw
-from grpo_lightning.trainer_check import check_attention, check_trainer
+from grpo_lightning.trainer_check import another_epoch, check_attention, check_trainer
 from grpo_lightning.truncation_check import check_range, check_truncation
 
 if TYPE_CHECKING:
@@ -49,7 +45,7 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
 
 
-class RolloutDataModule(AnsweringDataModule):
+class RolloutDataModule(SamplingDataModule):
     """Samples ``prompts_per_rollout x samples_per_prompt`` completions an epoch and packs them for `GRPOModule`.
 
     Before anything is generated (training, validation, first epoch, resume) the engine must serve the module's
@@ -71,6 +67,9 @@ class RolloutDataModule(AnsweringDataModule):
         samples_per_prompt: Completions of each task: the group that advantages compare within.
         updates_per_rollout: Optimizer steps that share one rollout; must divide ``prompts_per_rollout``.
         inner_epochs: Passes over each rollout.
+        rollouts_ahead: Rollouts that are sampled while the one before is trained on, so that engine and trainer work
+            at once: 0 or 1. With 1 a rollout is sampled by the policy of one epoch earlier, which needs a
+            ``correction`` of `GRPOModule`.
         max_tokens: Longest completion, in tokens.
         max_prompt_tokens: Longest prompt, in tokens; a longer one is refused.
         system_prompt: A system message to put first where a task has none; a task's own wins.
@@ -122,6 +121,7 @@ class RolloutDataModule(AnsweringDataModule):
         samples_per_prompt: int = 8,
         updates_per_rollout: int = 1,
         inner_epochs: int = 1,
+        rollouts_ahead: int = 0,
         max_tokens: int = 256,
         max_prompt_tokens: int = 1024,
         system_prompt: str | None = None,
@@ -164,6 +164,10 @@ class RolloutDataModule(AnsweringDataModule):
             val_temperature=val_temperature,
         )
         check_range(top_p, top_k)
+        if rollouts_ahead not in (0, 1):
+            raise ConfigurationError(
+                f"expected rollouts_ahead to be 0 or 1, but got {rollouts_ahead}: a further one would be an epoch older"
+            )
         if predict_temperature < 0:
             raise ConfigurationError(f"expected predict_temperature >= 0, but got {predict_temperature}")
         if engine_restarts < 0:
@@ -210,6 +214,7 @@ class RolloutDataModule(AnsweringDataModule):
         self.samples_per_prompt = samples_per_prompt
         self.updates_per_rollout = updates_per_rollout
         self.inner_epochs = inner_epochs
+        self.rollouts_ahead = int(rollouts_ahead)
         self.max_tokens = max_tokens
         self.max_prompt_tokens = max_prompt_tokens
         self._prompts = PromptSettings(system_prompt, chat_template, chat_template_args or {}, plain_prompts)
@@ -238,6 +243,7 @@ class RolloutDataModule(AnsweringDataModule):
             )
         self.seed = seed
         self._schedule = RolloutSchedule()
+        self._ahead = None
         self._sampler: Sampler | None = None
         self._predict_scorer = self.scorer
 
@@ -252,6 +258,14 @@ class RolloutDataModule(AnsweringDataModule):
         return self.updates_per_rollout * self.inner_epochs
 
     @property
+    def updates_behind(self) -> int:
+        """Optimizer steps by which the policy that sampled a rollout may be behind when training on it begins.
+
+        What `LoRAWeightSync` allows comes on top.
+        """
+        return self.rollouts_ahead * self.updates_per_epoch
+
+    @property
     def rollout(self) -> Rollout | None:
         """The rollout that is trained on, as this process sees it."""
         return self._schedule.current
@@ -263,6 +277,7 @@ class RolloutDataModule(AnsweringDataModule):
             ConfigurationError: If the run could not work, before anything expensive has happened.
         """
         trainer, module = self._trainer(), self._module()
+        self._drop_ahead()
         self._schedule.begin_run(fresh=module.policy_version == 0)
         encoder = self.check(module, trainer, stage)
         self._sampler = Sampler(
@@ -304,6 +319,7 @@ class RolloutDataModule(AnsweringDataModule):
         if stage == "fit":
             check_attention(trainer, module.hparams["attn_implementation"])
             check_truncation(self.top_p, self.top_k, module.objective.correction)
+            check_ahead(self.rollouts_ahead, module.objective.correction, rests(self.engine))
         if module.hparams["full_finetuning"]:
             require_full_finetuning(self.engine, trainer.precision)
         if stage == "predict":
@@ -365,7 +381,7 @@ class RolloutDataModule(AnsweringDataModule):
         return Layout(self.updates_per_rollout, micro_batches, processes().count, self.inner_epochs)
 
     def train_dataloader(self) -> BatchLoader[PackedBatch]:
-        """Make the epoch's rollout, or give it again if Lightning asks twice.
+        """Make the epoch's rollout, or give it again if Lightning asks twice; then begin the next one, if it may.
 
         Raises:
             ConfigurationError: If it is called before the fit has started.
@@ -384,6 +400,9 @@ class RolloutDataModule(AnsweringDataModule):
                 self._schedule.add(processes().scatter_from_first(lambda: self._make_rollouts(module, epoch)))
         self.rest()
         assert self.rollout is not None
+        updates_left = self.updates_per_epoch - start // self.rollout.layout.micro_batches
+        if self.rollouts_ahead and another_epoch(self._trainer(), updates_left):
+            processes().from_first(self._look_ahead)
         if module.objective.rescores and self.rollout.rescored is None:
             with module.phases("rescore"):
                 self._schedule.current = self._rescored(self.rollout, module)
@@ -424,93 +443,6 @@ class RolloutDataModule(AnsweringDataModule):
             rollout = rollout.with_rescored(Rescored.from_state(saved["rescored"]), module.objective.focus)
         self._schedule.current = rollout
         return position
-
-    def _make_rollouts(self, module: "GRPOModule", epoch: int) -> list[Rollout]:
-        """Sample one rollout and cut it for every process."""
-        record = GenerationRecord()
-        with module.phases("rollout") as sampling:
-            indices, groups, flat, drawn = self._sample_groups(record)
-            validate_rollout(groups)
-            groups = self.judged(self._with_greedy(self._shaped(groups)))
-        metrics = rollout_metrics(groups, self.multi_turn) | {
-            **({"group/replaced": float(flat)} if self.max_refills else {}),
-            "sync/version": float(self.engine.policy_version),
-            "sync/lag": float(module.policy_version - self.engine.policy_version),
-        }
-        metrics["throughput/rollout_tokens_per_second"] = metrics["tokens/sampled"] / sampling.seconds
-        origin = Origin(
-            module.policy_version,
-            self._schedule.rollouts,
-            epoch,
-            tuple(indices),
-            metrics,
-            drawn,
-            self.top_p,
-            self.top_k,
-        )
-        return self._cut(origin, groups, module, record)
-
-    def _cut(
-        self, origin: Origin, groups: Sequence[Group], module: "GRPOModule", record: GenerationRecord | None = None
-    ) -> list[Rollout]:
-        sampling = self.sampler.settings(self.temperature)
-        with module.phases("packing"):
-            return make_rollouts(
-                origin, groups, self.layout(), module.token_weights, sampling, record, module.objective.marks
-            )
-
-    def _sample_groups(self, record: GenerationRecord) -> tuple[list[int], list[Group], int, int]:
-        """Tasks and groups of a rollout, how many groups were replaced, and how many tasks were drawn."""
-        number = self._schedule.rollouts
-        # To overfit means the same tasks again and again.
-        begin = position = 0 if self._trainer().overfit_batches else self._schedule.tasks_drawn
-
-        def draw(refill: int | None, count: int) -> list[tuple[int, Group]]:
-            nonlocal position
-            indices = self._draw_tasks(position, count)
-            position += count
-            groups = self._sample(
-                f"Rollout {number}" if refill is None else f"Rollout {number}, refill {refill + 1}",
-                [self.tasks[index] for index in indices],
-                samples=self.samples_per_prompt,
-                temperature=self.temperature,
-                key=number if refill is None else f"{number}/{refill}",
-                record=record,
-                truncated=True,
-            )
-            return list(zip(indices, groups, strict=True))
-
-        found, flat, drawn = refill(draw(None, self.prompts_per_rollout), draw, self.max_refills)
-        assert position == begin + drawn
-        return [index for index, _ in found], [group for _, group in found], flat, drawn
-
-    def _shaped(self, groups: list[Group]) -> list[Group]:
-        """The groups with what the settings add to their rewards, and mask."""
-        if self.overlong_buffer is not None:
-            groups = punish_overlong(groups, max_length=self.max_sampled, buffer=self.overlong_buffer)
-        return without_truncated(groups) if self.mask_truncated else groups
-
-    def judged(self, groups: Sequence[Group]) -> list[Group]:
-        """Groups with the advantages that follow from their rewards."""
-        return with_advantages(
-            groups,
-            self.episodes.advantage,
-            self.advantages.estimate,
-            part_weights=self.scorer.weights,
-        )
-
-    def _with_greedy(self, groups: list[Group]) -> list[Group]:
-        """The groups with the reward of the greedy answer, if the advantages ask for it."""
-        if not self.advantages.needs_greedy:
-            return groups
-        tasks = [group.task for group in groups]
-        greedy = self._shaped(self._sample("Greedy baseline", tasks, samples=1, temperature=0.0, key="greedy"))
-        return [with_greedy(group, other.episodes[0].reward) for group, other in zip(groups, greedy, strict=True)]
-
-    def _draw_tasks(self, first: int, count: int | None = None) -> list[int]:
-        """Indices of a rollout's tasks, after ``first`` tasks were drawn."""
-        positions = range(first, first + (self.prompts_per_rollout if count is None else count))
-        return [draw(self.order, position, len(self.tasks), self.seed) for position in positions]
 
 
 def _texts(name: str, values: list[str] | str | None) -> tuple[str, ...]:

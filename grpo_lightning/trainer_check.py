@@ -93,6 +93,19 @@ def epoch_updates(trainer: Any, updates_per_epoch: int) -> int:
     return -(-_kept(trainer, updates_per_epoch * micro_batches) // micro_batches)
 
 
+def another_epoch(trainer: Any, updates: int) -> bool:
+    """Whether an epoch is planned after the one that is about to be trained.
+
+    Args:
+        trainer: The Trainer.
+        updates: Optimizer steps that are left of this epoch, but for the Trainer's limit on batches.
+    """
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    if epochs is not None and 0 <= epochs <= trainer.fit_loop.epoch_progress.current.processed + 1:
+        return False
+    return bool(steps < 0 or trainer.global_step + epoch_updates(trainer, updates) < steps)
+
+
 def _kept(trainer: Any, count: int) -> int:
     """Micro-batches that the Trainer takes of an epoch's ``count``, as Lightning counts them."""
     limit = trainer.limit_train_batches

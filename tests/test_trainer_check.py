@@ -10,7 +10,7 @@ from runs import MODEL, data, trainer
 
 from grpo_lightning import GRPOModule
 from grpo_lightning.errors import ConfigurationError
-from grpo_lightning.trainer_check import check_trainer, epoch_updates
+from grpo_lightning.trainer_check import another_epoch, check_trainer, epoch_updates
 
 
 def settings(**changes):
@@ -84,6 +84,26 @@ def test_planned_updates_under_a_limit():
     assert epoch_updates(settings(accumulate_grad_batches=3), 4) == 4
     assert epoch_updates(settings(accumulate_grad_batches=3, limit_train_batches=0.5), 4) == 2
     assert epoch_updates(settings(accumulate_grad_batches=3, limit_train_batches=3), 4) == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"max_epochs": 4}, True),
+        ({"max_epochs": 3}, False),
+        ({"max_epochs": None}, True),
+        ({"max_epochs": -1}, True),
+        ({"max_steps": 15}, True),
+        ({"max_steps": 14}, False),
+        ({"max_steps": 14, "limit_train_batches": 0.5}, True),
+        ({"max_epochs": 3, "max_steps": 100}, False),
+    ],
+)
+def test_whether_another_epoch_is_planned(limits, expected):
+    """In the third epoch, after ten steps, of which it has four."""
+    loop = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=2)))
+    planned = {"max_epochs": -1, "max_steps": -1, **limits}
+    assert another_epoch(settings(**planned, global_step=10, fit_loop=loop), 4) == expected
 
 
 def test_a_bare_trainers_reload_is_set():

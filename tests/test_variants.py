@@ -284,7 +284,7 @@ class TestFaultsOfVariants:
         ],
     )
     def test_wrong_advantages(self, tmp_path, tiny_model, monkeypatch, estimator, change, cause):
-        import grpo_lightning.datamodule as at
+        import grpo_lightning.sampling as at
 
         right = at.with_advantages
 

@@ -1,7 +1,7 @@
 """Answering tasks: from tasks to scored groups, with a progress bar, also if the engine dies on the way."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ class Sampler:
         restart: Starts the engine again.
         top_p: Mass of the likeliest tokens that truncated sampling keeps.
         top_k: How many of them it keeps; 0 for all.
+        within: What all runs within on the engine's event loop, if anything.
     """
 
     engine: RolloutEngine
@@ -59,6 +60,7 @@ class Sampler:
     restart: Callable[[], None]
     top_p: float = 1.0
     top_k: int = 0
+    within: Callable[[Coroutine[Any, Any, list[Group]]], Coroutine[Any, Any, list[Group]]] | None = None
 
     def settings(self, temperature: float, *, truncated: bool = False) -> SamplingSettings:
         """How completions are sampled at a temperature.
@@ -110,9 +112,8 @@ class Sampler:
                     served = True
                     # Fresh for each attempt: what it holds belongs to the engine's event loop.
                     player = self._player(scorer, self.settings(temperature, truncated=truncated), key, record)
-                    groups = self.engine.run(
-                        collect(player, tasks, samples_per_task=samples, finished=finished, on_episode=on_episode)
-                    )
+                    played = collect(player, tasks, samples_per_task=samples, finished=finished, on_episode=on_episode)
+                    groups = self.engine.run(played if self.within is None else self.within(played))
                     break
                 except EngineDiedError as error:
                     # One that never came up would not come up the next time either.

@@ -211,7 +211,8 @@ class TransformersEngine:
                 if self._stops(batch[row]):
                     batch[row].finish_reason = "stop"
             active = [row for row in active if batch[row].finish_reason == "length"]
-            if not active:
+            # A cancelled batch would keep the interpreter from exiting until it is finished.
+            if not active or all(request.result.done() for request in batch):
                 break
             ids = tokens[:, None].to(device)
             mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=1)
@@ -311,7 +312,8 @@ def _pick(logits_BV: Tensor, params: SamplingSettings, generators: list[torch.Ge
         if params.top_p < 1 or params.top_k > 0:
             logp_BV = truncated(logp_BV, top_p=params.top_p, top_k=params.top_k)
         # Exponential races: argmin(E / p) with E ~ Exp(1) is a draw from p, one generator a row.
-        noise = torch.stack([torch.empty(logp_BV.shape[1]).exponential_(generator=g) for g in generators])
+        # In logp's dtype, not in the default one, which the Trainer's precision may change in its own thread meanwhile.
+        noise = torch.stack([torch.empty_like(logp_BV[0]).exponential_(generator=g) for g in generators])
         tokens_B = (logp_BV - noise.log()).argmax(-1)
     else:
         tokens_B = logp_BV.argmax(-1)

@@ -1,5 +1,6 @@
 import asyncio
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from fakes import EOS_ID, TINY_VOCABULARY, decode, encode, end_by, likeliest
 from grpo_lightning.errors import ConfigurationError, RolloutError
 from grpo_lightning.rollout.engine import EngineSpec, RolloutEngine
 from grpo_lightning.rollout.player import request_seed
-from grpo_lightning.rollout.transformers_engine import TransformersEngine
+from grpo_lightning.rollout.transformers_engine import TransformersEngine, _pick
 from grpo_lightning.rollout.types import AdapterRef, Generation, SamplingSettings
 
 PROMPTS = [encode(text) for text in ("user: What is 3 + 4?\nassistant: ", "a", "hello there", "1 + 1 = ")]
@@ -514,6 +515,40 @@ def test_cancelled_requests_are_not_sampled(make_engine, tiny_model):
 
     engine.run(cancel())
     assert sampled == [PROMPTS[0], PROMPTS[0]]
+
+
+def test_a_batch_that_nobody_waits_for_ends(engine):
+    """Its thread would keep the interpreter from exiting."""
+    generate(engine, PROMPTS[:1], SamplingSettings(1))
+    most, steps, begun = 2000, [], threading.Event()
+
+    def count(*_):
+        steps.append(1)
+        begun.set()
+
+    engine._model.register_forward_hook(count)
+    future = engine._loop.submit(engine.generate(PROMPTS[0], SamplingSettings(most, stop_token_ids=()), seed=0))
+    assert begun.wait(60)
+    future.cancel()
+    with engine._lock:
+        assert len(steps) < most
+
+
+def test_what_is_sampled_does_not_depend_on_the_default_dtype():
+    """The Trainer's precision changes it for a while, and a rollout may be sampled beside."""
+    logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(0))
+
+    def picked():
+        generators = [torch.Generator().manual_seed(row) for row in range(64)]
+        return _pick(logits, SamplingSettings(1), generators)
+
+    expected = picked()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = picked()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_errors_reach_every_request_and_the_engine_goes_on(engine):

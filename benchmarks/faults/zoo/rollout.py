@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-import grpo_lightning.datamodule
 import grpo_lightning.rollout.micro_batches
 import grpo_lightning.rollout.player
+import grpo_lightning.sampling
 from benchmarks.faults.fault import NEXT_ROLLOUT, PRE_FLIGHT, Stage, fault, rollouts, samples, updates
 from benchmarks.faults.games import multi_turn
 from grpo_lightning import RolloutDataModule
@@ -141,7 +141,7 @@ def _advantages(stage: Stage, change: Callable[[Group], tuple[tuple[float, ...],
     def make(right: Any) -> Any:
         return lambda groups, *args, **settings: [changed(group) for group in right(groups, *args, **settings)]
 
-    stage.wrap(grpo_lightning.datamodule, "with_advantages", make)
+    stage.wrap(grpo_lightning.sampling, "with_advantages", make)
 
 
 @fault("advantages_zero", deadline=PRE_FLIGHT)

@@ -18,7 +18,7 @@ def check_age(versions: NDArray[np.int64], *, current: int, steps: int | None, l
         current: The trainer's version.
         steps: Optimizer steps since the oldest of these versions was published; None if that is not known. Versions
             count every change of the weights, steps those that make a rollout older.
-        lag: How many versions a rollout may be behind.
+        lag: How many versions a rollout may be behind: ``max_lag``, and one epoch's updates with ``rollouts_ahead=1``.
     """
     if not len(versions):
         return Verdict(_NAME, Status.NO_POWER, "The rollout has no sampled tokens.")
@@ -42,7 +42,7 @@ def check_age(versions: NDArray[np.int64], *, current: int, steps: int | None, l
         Status.FAIL,
         message,
         "Sync the engine before each rollout and make a new rollout each epoch. If samples lag on purpose, declare it "
-        "with LoRAWeightSync(max_lag=...).",
+        "with LoRAWeightSync(max_lag=...) or RolloutDataModule(rollouts_ahead=1).",
         evidence,
         cause="stale_rollout",
         ruled_out=("a declared lag (it is allowed for)",),

@@ -117,6 +117,38 @@ def check_first_mismatch(s: Tensor, o: Tensor, limit: float) -> Verdict:
     )
 
 
+def check_earlier_weights(apart: Tensor, limit: float) -> Verdict:
+    """A rollout that was sampled ahead: the engine agrees with the trainer as it was at the version that is named.
+
+    The policy has been updated since, as declared, so what compares it with the engine right after sampling
+    (`check_mismatch`, `check_served_adapter`, `check_sampler`, `check_alignment`) has nothing to say of such a rollout:
+    the difference holds the updates. Here the trainer computes with the weights of that version once more, and what
+    is left is rounding. It is judged of the leading tokens alone, and where those weights were kept: not with full
+    fine-tuning, nor for the first rollout after a resume within an epoch.
+
+    Args:
+        apart: Differences of the engine's logprobs to those of the trainer at that version, float64 ``[N]``.
+        limit: RMS in nats that rounding explains.
+    """
+    name = "earlier weights"
+    if len(apart) < MIN_TOKENS:
+        return Verdict(name, Status.NO_POWER, f"Only {len(apart)} tokens; needs {MIN_TOKENS}.")
+    rms = float(apart.square().mean().sqrt())
+    shown: dict[str, float | int | str] = {"mismatch RMS": rms, "allowed": limit, "tokens": len(apart)}
+    if rms <= limit:
+        return Verdict(name, Status.PASS, evidence=shown)
+    return Verdict(
+        name,
+        Status.FAIL,
+        "The engine sampled ahead with other weights than those of the version that it reported.",
+        "The adapter that was published did not reach the engine's requests, or was replaced while they ran. Look at "
+        "LoRAWeightSync, and at what loads weights without RolloutDataModule.ensure_synced.",
+        shown,
+        cause="other_weights",
+        ruled_out=("the declared lag: the trainer computed with the weights of that version",),
+    )
+
+
 def check_served_adapter(evidence: MicroBatchEvidence, base: Tensor, noise: float | None) -> Verdict:
     """Right after sampling: the engine's distribution moved away from the base model as far as the trainer's.
 

@@ -29,7 +29,7 @@ def check_ratio(
     Args:
         std: Standard deviation of the ratio.
         count: Sampled tokens.
-        k: Updates since sampling.
+        k: Updates since what the ratio compares with: since sampling, or since the trainer computed it.
         expected_drift: Sum over the updates since sampling of the bound on the mean change of their own tokens'
             logprobs, weighted by advantage, in nats.
         uncertain: Tokens that the policy is not certain of (`uncertain_tokens`); the others hardly can change.

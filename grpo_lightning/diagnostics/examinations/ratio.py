@@ -78,23 +78,30 @@ class RatioExamination(Examination):
         """Forget an earlier run."""
         self._first_mismatch: float | None = None
         self._expected_drift = 0.0
+        self._begun_at: int | None = None
         self._base: Tensor | None = None
         self._batch: PackedBatch | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The mismatch of the first rollout, against which later ones are judged, and the drift in this one."""
-        return {"first_mismatch": self._first_mismatch, "expected_drift": self._expected_drift}
+        """The mismatch of the first rollout, against which later ones are judged; this one's beginning and drift."""
+        return {
+            "first_mismatch": self._first_mismatch,
+            "expected_drift": self._expected_drift,
+            "begun_at": self._begun_at,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self._first_mismatch = state["first_mismatch"]
         self._expected_drift = state["expected_drift"]
+        self._begun_at = state["begun_at"]
 
     def on_batch(self, run: Run, batch: PackedBatch) -> None:
         """On a rollout's first micro-batch, ask what the base model would have said."""
         if not batch.first_of_rollout:
             return
         self._expected_drift = 0.0
+        self._begun_at = run.module.policy_version
         self._batch = batch
         self._base = None
         policy = run.module.policy
@@ -110,7 +117,7 @@ class RatioExamination(Examination):
     def on_update(self, run: Run, update: Update) -> Sequence[Verdict]:
         """Judge the update's numbers."""
         evidence, stats = update.evidence, update.ratio
-        k = int(evidence.updates_since_sampling.max()) if len(evidence) else 0
+        k = self._age(run, evidence)
         verdicts = [check_finite(evidence), check_gradient(update.grad_norm), check_stored(evidence)]
         # What differed before is no copy where it happens to be equal, as the logprobs of a collapsed policy may be.
         differed = bool(self._first_mismatch)
@@ -140,6 +147,13 @@ class RatioExamination(Examination):
         if self._warn_std is not None and k > 0 and stats["std"] < self._warn_std:
             rank_zero_warn(f"PPO ratio std {stats['std']:.3g} is below warn_std={self._warn_std:g} after {k} updates.")
         return verdicts
+
+    def _age(self, run: Run, evidence: MicroBatchEvidence) -> int:
+        """Updates since what the ratio compares with: since the epoch began where the trainer computed that."""
+        since_sampling = int(evidence.updates_since_sampling.max()) if len(evidence) else 0
+        if not run.module.objective.proximal or self._begun_at is None:
+            return since_sampling
+        return min(since_sampling, run.module.policy_version - self._begun_at)
 
     def _mismatch(self, run: Run, evidence: MicroBatchEvidence) -> Verdict:
         """Do trainer and engine agree, if need be without the trainer's dropout?"""

@@ -221,7 +221,8 @@ def _sampled_tokens(run: Run, rollout: Rollout, runs: Sequence[SampledRun]) -> V
 
 
 def _lag(run: Run) -> int:
-    return int(getattr(run.sync, "max_lag", 0))
+    """How many updates a rollout may be behind: what the sync allows, and what was sampled ahead."""
+    return int(getattr(run.sync, "max_lag", 0)) + (0 if run.data is None else run.data.updates_behind)
 
 
 def _own_prompts(groups: Sequence[Group], record: GenerationRecord | None) -> dict[int, bool]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from grpo_lightning.diagnostics.attribution import attribute
 from grpo_lightning.diagnostics.checks.distribution import check_distribution, check_filled
 from grpo_lightning.diagnostics.checks.forward import check_forward
-from grpo_lightning.diagnostics.checks.mismatch import check_first_mismatch, mismatch_limit
+from grpo_lightning.diagnostics.checks.mismatch import check_earlier_weights, check_first_mismatch, mismatch_limit
 from grpo_lightning.diagnostics.checks.numbers import check_logprobs
 from grpo_lightning.diagnostics.checks.semantics import check_semantics, check_trainer_temperature, check_values
 from grpo_lightning.diagnostics.checks.truncation import as_declared
@@ -28,6 +28,7 @@ from grpo_lightning.diagnostics.update import Update
 from grpo_lightning.diagnostics.verdict import Status, Verdict
 from grpo_lightning.distributed import processes
 from grpo_lightning.rollout.batch import PackedBatch
+from grpo_lightning.rollout.rollout import Rollout
 
 SUSPICIOUS = 4.0
 """A mismatch this many times the noise floor is looked into; noise grows by less as training goes on."""
@@ -78,6 +79,7 @@ class SamplingExamination(Examination):
         self._draws = torch.Generator().manual_seed(_SEED)
         self._batch: PackedBatch | None = None
         self._weights: dict[str, Tensor] | None = None
+        self._weights_version = -1
         self._previous: dict[str, Tensor] | None = None
         self._looked_into = 0.0
 
@@ -163,13 +165,54 @@ class SamplingExamination(Examination):
         ]
         return [as_declared(verdict, top_p, top_k) for verdict in verdicts]
 
+    def on_rollout(self, run: Run, rollout: Rollout) -> Sequence[Verdict]:
+        """Was a rollout of an earlier policy drawn from that one, and do the engine's logprobs agree with it?"""
+        if rollout.origin.version == run.module.policy_version:
+            return ()
+        if self._weights is None or self._weights_version != rollout.origin.version:
+            reason = f"The weights of version {rollout.origin.version}, which sampled the rollout, were not kept."
+            return [Verdict("earlier weights", Status.NO_POWER, reason)]
+        device = run.module.device
+        batch = rollout.batches[0].first_rows(_EXAMINED_TOKENS).to(device)
+        with run.module.policy._holding({name: p.to(device) for name, p in self._weights.items()}):
+            return self._earlier(run, rollout, batch)
+
+    def _earlier(self, run: Run, rollout: Rollout, batch: PackedBatch) -> list[Verdict]:
+        """Judge tokens while the policy holds the weights that sampled them."""
+        assert run.data is not None
+        s = rollout.stored_logprobs(batch.ledger_index.cpu())
+        with quiet(run):
+            current = run.module.policy.token_logprobs(batch)
+        o, entropy, variance, above = (values.double().cpu() for values in current)
+        own = (batch.loss_weight > 0).cpu() & s.isfinite()
+        if run.data.truncated:
+            kept = kept_tokens(run, batch, run.data.top_p, run.data.top_k)
+            apart = s - (o - (o - s).clamp(kept.low, kept.high))
+            part = kept.tally(s, own, self._draws)
+        else:
+            apart = s - o
+            part = tally(o[own], entropy[own], variance[own], above[own], s[own], self._draws)
+        apart = apart[own & apart.isfinite()]
+        limit = mismatch_limit(run.noise_floor, self._max_mismatch, rounding(run))
+        verdicts = [check_earlier_weights(apart, limit)]
+        if part.tokens:
+            verdicts += self._judge(run, part)
+        rms = float(apart.square().mean().sqrt()) if len(apart) >= run.thresholds.tokens else 0.0
+        if rms > max(SUSPICIOUS * self._noise(run), 2 * self._looked_into):
+            self._looked_into = rms
+            verdicts += self._look_into(run, batch)
+        return verdicts
+
     def on_batch(self, run: Run, batch: PackedBatch) -> None:
-        """Keep the first micro-batch of a rollout, and the weights it was sampled with."""
+        """Keep the first micro-batch of a rollout, and the weights that its epoch begins with.
+
+        They sampled it, or, where rollouts are sampled ahead, the next one.
+        """
         if not batch.first_of_rollout or not processes().first:
             return
         self._batch = batch
         if run.module.policy.has_adapter:
-            self._previous = self._weights
+            self._previous, self._weights_version = self._weights, run.module.policy_version
             self._weights = {name: p.detach().to("cpu", copy=True) for name, p in run.trainable.items()}
 
     def on_update(self, run: Run, update: Update) -> Sequence[Verdict]:
@@ -191,7 +234,7 @@ class SamplingExamination(Examination):
         return verdicts
 
     def _distribution(self, run: Run, evidence: MicroBatchEvidence, fresh: Tensor) -> list[Verdict]:
-        """The verdicts of all windows that these tokens complete."""
+        """Whether the tokens that the current policy sampled are drawn from it."""
         truncated = run.data is not None and run.data.truncated
         if truncated:
             # Only where what is kept is known do the tokens say anything.
@@ -211,6 +254,10 @@ class SamplingExamination(Examination):
                 evidence.stored[fresh],
                 self._draws,
             )
+        return self._judge(run, part)
+
+    def _judge(self, run: Run, part: Tally) -> list[Verdict]:
+        """The verdicts of all windows that further tokens complete."""
         self._total = self._total + part
         self._series.add(
             {"update": run.module.policy_version},
@@ -221,14 +268,14 @@ class SamplingExamination(Examination):
             },
         )
         judged = [check_distribution(window, run.thresholds) for window in self._windows.add(part)]
-        if truncated and run.data is not None:
+        if run.data is not None and run.data.truncated:
             judged = [as_declared(verdict, run.data.top_p, run.data.top_k) for verdict in judged]
         # The longest window knows most, unless a shorter one found something.
         failed = [verdict for verdict in judged if verdict.status is Status.FAIL]
         return [check_filled(self._total), *(failed or judged)[-1:]]
 
     def _look_into(self, run: Run, batch: PackedBatch) -> list[Verdict]:
-        """Which hypothesis explains the mismatch of a rollout that was sampled with the current weights?"""
+        """Which hypothesis explains the mismatch of a rollout that the policy sampled with the weights it holds?"""
         assert run.data is not None
         assert run.data.rollout is not None
         batch = batch.first_rows(_EXAMINED_TOKENS)

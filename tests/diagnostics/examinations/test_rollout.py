@@ -200,7 +200,7 @@ BEHIND_THE_ENGINE = {
 @pytest.mark.parametrize("fault", BEHIND_THE_ENGINE)
 def test_what_changes_behind_the_engine_is_named(tmp_path, tiny_model, monkeypatch, fault):
     make, change, cause = BEHIND_THE_ENGINE[fault]
-    monkeypatch.setattr("grpo_lightning.datamodule.validate_rollout", lambda groups: None)
+    monkeypatch.setattr("grpo_lightning.sampling.validate_rollout", lambda groups: None)
     monkeypatch.setattr("grpo_lightning.rollout.batch.PackedBatch.require_sampled", lambda batch: None)
     assert_found(tmp_path, tiny_model, make(kind=with_episodes(change)), cause)
 
@@ -277,12 +277,12 @@ ADVANTAGES = {
 @pytest.mark.parametrize("fault", ADVANTAGES)
 def test_advantages_that_do_not_follow_are_named(tmp_path, tiny_model, monkeypatch, fault):
     change, cause, words = ADVANTAGES[fault]
-    monkeypatch.setattr("grpo_lightning.datamodule.with_advantages", of_groups(change))
+    monkeypatch.setattr("grpo_lightning.sampling.with_advantages", of_groups(change))
     assert_found(tmp_path, tiny_model, single(), cause, words)
 
 
 def test_advantages_of_another_group_are_named(tmp_path, tiny_model, monkeypatch):
-    monkeypatch.setattr("grpo_lightning.datamodule.with_advantages", of_groups(next_group))
+    monkeypatch.setattr("grpo_lightning.sampling.with_advantages", of_groups(next_group))
     with pytest.raises(DegeneracyError, match="advantage"):
         fit(tmp_path, tiny_model, single())
 
