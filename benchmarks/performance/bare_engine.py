@@ -41,7 +41,7 @@ async def start(model: str) -> None:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, lora_dtype=torch.float32, **ARGUMENTS))
-    print(json.dumps({"ready": time.monotonic()}), flush=True)
+    print("\n" + json.dumps({"ready": time.monotonic()}), flush=True)
     engine.shutdown()
 
 

@@ -6,12 +6,12 @@ Run: python -m benchmarks.performance.first_token fit ...    as grpo-lightning f
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from grpo_lightning import TransformersEngine, VLLMEngine
-from grpo_lightning.rollout.sampler import Sampler
+from grpo_lightning.rollout import sampler
 from grpo_lightning.rollout.types import Generation, SamplingSettings
 
 
@@ -31,15 +31,16 @@ class Clock:
         for name in ("any", "task") if self.answering else ("any",):
             if name not in self._said:
                 self._said.add(name)
-                print(json.dumps({name: time.monotonic()}), flush=True)
+                # On a line of its own: a progress bar may stand there.
+                print("\n" + json.dumps({name: time.monotonic()}), flush=True)
 
-    def watch(self, sample: Callable[..., Any]) -> Callable[..., Any]:
-        """`Sampler.sample`, during which the engine answers tasks."""
+    def watch(self, play: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """`collect`, during which the engine answers tasks."""
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
+        async def watched(*args: Any, **kwargs: Any) -> Any:
             self.answering = True
             try:
-                return sample(*args, **kwargs)
+                return await play(*args, **kwargs)
             finally:
                 self.answering = False
 
@@ -79,7 +80,8 @@ def main() -> int:
     """The command line."""
     from grpo_lightning.cli import main as command_line
 
-    Sampler.sample = CLOCK.watch(Sampler.sample)  # type: ignore[method-assign]
+    # Around it the sampler publishes the adapter, where the doctor asks its questions.
+    sampler.collect = CLOCK.watch(sampler.collect)  # type: ignore[assignment, attr-defined]
     return command_line()
 
 
