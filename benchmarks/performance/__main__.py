@@ -3,6 +3,8 @@
 Run: python -m benchmarks.performance                  everything
      python -m benchmarks.performance SECTION ...      some of it; the results of the others stay
      python -m benchmarks.performance write            tables, pictures and page from what is stored
+
+PERFORMANCE_ENGINE=transformers with --size smoke tries what needs an engine without vLLM.
 """
 
 import argparse

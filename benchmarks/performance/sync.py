@@ -25,7 +25,7 @@ RANK = 16
 
 _RANKS = (8, 16, 32, 64)
 _REPEATS = 12
-_PROMPT = tuple(range(100, 120))
+_PROMPT = tuple(range(3, 23))
 
 
 @contextmanager

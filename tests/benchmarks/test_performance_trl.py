@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.performance.stored import ROOT
-from benchmarks.performance.trl import gradients, learning, speed
+from benchmarks.performance.trl import gradients, learning, sides, speed
 from benchmarks.performance.trl.cases import ADAPTER, LEARNING, LONG, SHORT, characters, digest, smoke, tasks
 from benchmarks.performance.trl.search import GIVE_UP, Settings, axes, search, start
 from benchmarks.performance.turns import Side, environment
@@ -106,6 +106,30 @@ def test_the_search_begins_with_what_fits_into_memory():
     assert not dict(axes(SHORT, 1))["threads"]
     with pytest.raises(RuntimeError, match="TRL does not take a step with Settings.*killed"):
         search(SHORT, 2, lambda settings, limit: {"problem": "killed"})
+
+
+def test_a_search_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
+    timed = []
+
+    def step(spec, settings, limit):
+        timed.append(settings)
+        if len(timed) == 4:
+            raise KeyboardInterrupt
+        return seconds_of(settings)
+
+    monkeypatch.setattr(sides, "WORK", tmp_path)
+    monkeypatch.setattr(sides, "cores", lambda: 2)
+    monkeypatch.setattr(sides, "asked", lambda *what: {})
+    monkeypatch.setattr(sides, "_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        sides.best_settings(SHORT, "model", "full")
+    found = sides.best_settings(SHORT, "model", "full")
+    assert found == sides.best_settings(SHORT, "model", "full")
+    # The one that was stopped is timed again, and no other.
+    assert len(timed) == len(found["tried"]) + 1
+    assert found["best"] == asdict(Settings(autocast=True, batch=32, preload=True))
+    sides.best_settings(replace(SHORT, tokens=32), "model", "full")
+    assert len(timed) == 2 * len(found["tried"]) + 1
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.performance.stored import ROOT, WORK, save
 from benchmarks.performance.trl.cases import Case, Encode, digest, tasks
-from benchmarks.performance.trl.search import GIVE_UP, Settings, search
+from benchmarks.performance.trl.search import GIVE_UP, Settings, search, start
 from benchmarks.performance.turns import Side, TimeIsUp, environment
 from benchmarks.trl_losses.__main__ import ENVIRONMENT, setup
 
@@ -84,7 +84,7 @@ def _preload() -> str:
 
 
 def best_settings(case: Case, model: str, size: str) -> dict[str, Any]:
-    """TRL's best settings for a case, from an earlier run on this machine if there was one.
+    """TRL's best settings for a case; steps that an earlier run timed on this machine are not timed again.
 
     Args:
         case: The comparison.
@@ -96,25 +96,25 @@ def best_settings(case: Case, model: str, size: str) -> dict[str, Any]:
     """
     path = WORK / f"search-{case.name}-{size}.json"
     about = {"case": asdict(case), "cores": cores()}
-    if path.is_file() and (known := json.loads(path.read_text("utf-8")))["about"] == about:
-        return {name: known[name] for name in ("best", "tried")}
+    known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    tried = known["tried"] if known.get("about") == about else []
     spec = asked(case, model, 1)
 
     def step(settings: Settings, limit: float | None) -> Mapping[str, Any]:
-        found = _step(spec, settings, limit)
-        print(f"TRL, {case.name}: {settings}: {found}", flush=True)
-        return found
+        before = asdict(settings)
+        found = next((one for one in tried if before.items() <= one.items()), None)
+        if found is None:
+            found = {**before, **_step(spec, settings, limit)}
+            tried.append(found)
+            save(path, {"about": about, "tried": tried})
+            print(f"TRL, {case.name}: {found}", flush=True)
+        return {name: value for name, value in found.items() if name not in before}
 
     if size == "smoke":
-        from benchmarks.performance.trl.search import start
-
         first = start(case, cores())
-        best, tried = first, [{**asdict(first), **step(first, None)}]
-    else:
-        best, tried = search(case, cores(), step)
-    result = {"best": asdict(best), "tried": tried}
-    save(path, {"about": about, **result})
-    return result
+        return {"best": asdict(first), "tried": [{**asdict(first), **step(first, None)}]}
+    best, results = search(case, cores(), step)
+    return {"best": asdict(best), "tried": results}
 
 
 def _step(spec: Mapping[str, Any], settings: Settings, limit: float | None) -> Mapping[str, Any]:
