@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ ADAPTER = {
 }
 """The adapter as PEFT's ``LoraConfig`` takes it."""
 
-Encode = Callable[[Sequence[dict[str, Any]]], list[int]]
+Encode = Callable[[Sequence[Mapping[str, Any]]], list[int]]
 """The tokens of a conversation, by the model's chat template."""
 
 

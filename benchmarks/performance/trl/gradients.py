@@ -76,7 +76,7 @@ def compared(case: Case, model: str) -> dict[str, Any]:
             "gradients": str(folder),
         }
         save(folder / "spec.json", told)
-        command = [trl_python(), "-m", "benchmarks.performance.trl.their_gradients", folder / "spec.json"]
+        command = [str(trl_python()), "-m", "benchmarks.performance.trl.their_gradients", str(folder / "spec.json")]
         subprocess.run(command, cwd=ROOT, env=environment(ROOT), check=True)
         theirs = {dtype: load_file(folder / f"{dtype}.safetensors") for dtype in DTYPES}
     return {
@@ -105,7 +105,7 @@ def sampled(spec: Mapping[str, Any], case: Case) -> tuple[list[list[int]], list[
 
     encoder = PromptEncoder(spec["model"], 4096)
     prompts = [encoder.first(task["messages"]) for task in spec["tasks"]]
-    model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.bfloat16)
     completions = []
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(0)

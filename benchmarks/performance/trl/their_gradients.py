@@ -28,7 +28,7 @@ def gradient(asked: Mapping[str, Any], dtype: str) -> dict[str, Tensor]:
     settings = {**asked["settings"], "dtype": dtype, "autocast": False}
     with TemporaryDirectory() as folder:
         trainer = trainer_of({**asked, "settings": settings}, folder)
-    model = trainer.model
+    model: Any = trainer.model
     set_peft_model_state_dict(model, read_adapter_weights(Path(asked["adapter"])))
     model.train()
     completions = [ids for group in asked["completions"] for ids in group]

@@ -14,8 +14,9 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
 from trl.extras.profiling import ProfilingContext
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from benchmarks.performance.trl.cases import ADAPTER, REWARDS, digest
 from benchmarks.performance.turns import Turns, spec
@@ -29,7 +30,7 @@ class Timed(GRPOTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Of which `_prepare_inputs` is a part, and generation a part of that."""
         begin = time.perf_counter()
-        loss = super().training_step(*args, **kwargs)
+        loss = super().training_step(*args, **kwargs)  # type: ignore[no-untyped-call]
         self.step_seconds += time.perf_counter() - begin
         return loss
 
@@ -48,7 +49,7 @@ class Gate(TrainerCallback):
         def note(context: ProfilingContext, duration: float) -> None:
             self._own[context.name.removeprefix("Timed.")] += duration
 
-        ProfilingContext._log_metrics = note
+        setattr(ProfilingContext, "_log_metrics", note)  # noqa: B010
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Wait."""
@@ -56,8 +57,9 @@ class Gate(TrainerCallback):
         self.trainer.step_seconds = 0.0
         self._own.clear()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any) -> None:
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
         """Report; the last log of all sums up the run instead."""
+        logs = kwargs["logs"]
         if "reward" not in logs:
             return
         rollout = self._own["_prepare_inputs"]
