@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.performance import start, sync
+from benchmarks.performance import growth, overlap, rollouts, start, sync, training
 from benchmarks.performance.machine import machine
 from benchmarks.performance.page import IMAGES, PAGE, write
 from benchmarks.performance.section import SIZES, Section, of
@@ -25,8 +25,12 @@ SECTIONS: dict[str, Section] = {
     "trl": of(speed),
     "gradients": of(gradients),
     "learning": of(learning),
+    "rollouts": of(rollouts),
+    "training": of(training),
     "sync": of(sync),
+    "overlap": of(overlap),
     "start": of(start),
+    "growth": of(growth),
 }
 """All sections, in the order in which they are measured and shown."""
 

@@ -26,6 +26,7 @@ ARGUMENTS: dict[str, Any] = {
     "enforce_eager": True,
     "enable_chunked_prefill": False,
     "block_size": 32,
+    "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
 }
 """What `VLLMEngine` gives ``AsyncEngineArgs`` for the demo's configuration on CPU."""
 

@@ -79,7 +79,7 @@ def collector_point(shape: Shape, chat: PromptEncoder, repeats: int) -> dict[str
     try:
 
         def work() -> Any:
-            return loop.run(_collected(engine, chat, shape, "collector"))
+            return loop.run(collected(engine, chat, shape, "collector"))
 
         return {"seconds": _processor_seconds(work, repeats), "bytes": _peak(work)}
     finally:
@@ -102,12 +102,20 @@ def rollout_point(engine: RolloutEngine, shape: Shape, chat: PromptEncoder, key:
     found = []
     for number in range(repeats):
         begin = time.perf_counter()
-        engine.run(_collected(engine, chat, shape, f"{key} {number}"))
+        engine.run(collected(engine, chat, shape, f"{key} {number}"))
         found.append(time.perf_counter() - begin)
     return {"seconds": min(found)}
 
 
-async def _collected(engine: Generates, chat: PromptEncoder, shape: Shape, key: str) -> list[Group]:
+async def collected(engine: Generates, chat: PromptEncoder, shape: Shape, key: str) -> list[Group]:
+    """A rollout of a shape, by the collector.
+
+    Args:
+        engine: What answers.
+        chat: Encodes prompts and decodes completions.
+        shape: The rollout.
+        key: Names it, its prompts and its seeds.
+    """
     record = GenerationRecord()
     player = Player(
         engine=NotedEngine(engine, record),

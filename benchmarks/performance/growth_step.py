@@ -29,17 +29,28 @@ def step_point(shape: Shape, repeats: int) -> dict[str, float]:
 
     Returns:
         ``seconds``, ``bytes`` (see `measured`).
+    """
+    return run_module("benchmarks.performance.growth_step", json.dumps(asdict(shape)), str(repeats), own_pages=True)
+
+
+def run_module(module: str, *arguments: str, own_pages: bool = False) -> dict[str, float]:
+    """Run a module of the benchmark in a fresh process and return the JSON that it prints last.
+
+    Args:
+        module: Its name.
+        *arguments: Its arguments.
+        own_pages: Whether each large tensor gets its own pages and gives them back; glibc's default keeps and splinters
+            them.
 
     Raises:
         RuntimeError: If the process failed, with what it said last.
     """
-    # Each large tensor gets its own pages and gives them back; glibc's default keeps and splinters them.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144"}
+    environment = {**os.environ, **({"MALLOC_MMAP_THRESHOLD_": "262144"} if own_pages else {})}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "benchmarks.performance.growth_step", json.dumps(asdict(shape)), str(repeats)]
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"a training step of {shape} failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr[-2000:]}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -71,18 +82,19 @@ def measured(shape: Shape, repeats: int) -> dict[str, float]:
 
     step(made_batch(WARM))
     batch = made_batch(shape)
-    before = _restarted_peak()
+    before = restarted_peak()
     seconds = min(step(batch) for _ in range(repeats))
-    return {"seconds": seconds, "bytes": _status("VmHWM") - before}
+    return {"seconds": seconds, "bytes": status("VmHWM") - before}
 
 
-def _restarted_peak() -> int:
+def restarted_peak() -> int:
     """Resident bytes; the kernel's record of the peak begins anew from here."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    return status("VmRSS")
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
+    """Bytes of a line of this process's status, such as ``VmRSS``."""
     lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 

@@ -1,0 +1,100 @@
+"""A training step of the demo's model in a process of its own, by this project or as it is plainly written.
+
+Run: python -m benchmarks.performance.training_step {packed,padded} '{"prompts": 2, "samples": 4, ...}' REPEATS
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.performance.batches import Shape, made_batch
+from benchmarks.performance.growth_step import WARM, restarted_peak, run_module, status
+
+SIDES = ("packed", "padded")
+
+
+def step_point(side: str, shape: Shape, repeats: int) -> dict[str, float]:
+    """Measure a step in a fresh process.
+
+    Args:
+        side: One of `SIDES`.
+        shape: The batch.
+        repeats: Steps; the fastest counts.
+
+    Returns:
+        ``seconds``, ``bytes`` (see `measured`).
+    """
+    return run_module("benchmarks.performance.training_step", side, json.dumps(asdict(shape)), str(repeats))
+
+
+def packed() -> Any:
+    """The step of `GRPOModule`: prompts shared, logits in chunks, with the memory settings of its `setup`."""
+    from grpo_lightning import GRPOModule
+    from grpo_lightning.demo import prepare_model
+    from grpo_lightning.freed_memory import keep_freed_memory
+
+    keep_freed_memory()
+    module: Any = GRPOModule(str(prepare_model()), dtype="bfloat16")
+    module.configure_model()
+
+    def step(shape: Shape) -> None:
+        loss, _ = module.batch_loss(made_batch(shape))
+        loss.backward()
+        module.zero_grad(set_to_none=False)
+
+    return step
+
+
+def padded() -> Any:
+    """PEFT and transformers as they come: a row a sample, its prompt in it, all logits in float32."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from grpo_lightning.demo import prepare_model
+    from grpo_lightning.policy import unpack
+
+    base: Any = AutoModelForCausalLM.from_pretrained(str(prepare_model()), dtype=torch.bfloat16)
+    model: Any = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+
+    def step(shape: Shape) -> None:
+        batch = made_batch(shape)
+        ids, lengths, row, position = unpack(batch)
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        logprobs = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float().log_softmax(-1)
+        new = logprobs[row, position, batch.target_ids]
+        ratio = (new - batch.old_logprobs).exp()
+        clipped = ratio.clamp(0.8, 1.2) * batch.advantages
+        loss = -(torch.minimum(ratio * batch.advantages, clipped) * batch.loss_weight).sum()
+        loss.backward()
+        model.zero_grad(set_to_none=False)
+
+    return step
+
+
+def measured(side: str, shape: Shape, repeats: int) -> dict[str, float]:
+    """Forward and backward pass of one batch, in bfloat16.
+
+    Args:
+        side: One of `SIDES`.
+        shape: The batch.
+        repeats: Steps.
+
+    Returns:
+        ``seconds`` of the fastest, wall clock. ``bytes``: the largest resident memory during the steps, above what was
+        resident before the first: weights, gradients and libraries are there by then.
+    """
+    step = {"packed": packed, "padded": padded}[side]()
+    step(WARM)
+    before, found = restarted_peak(), []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        step(shape)
+        found.append(time.perf_counter() - begin)
+    return {"seconds": min(found), "bytes": status("VmHWM") - before}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measured(sys.argv[1], Shape(**json.loads(sys.argv[2])), int(sys.argv[3]))))
