@@ -83,10 +83,14 @@ def test_a_bfloat16_adapter_is_written_as_float32(tiny_model, tmp_path):
     assert {p.dtype for p in policy.trainable_parameters().values()} == {torch.bfloat16}
 
 
-def test_bfloat16_base_gives_the_same_logits(tiny_model, tmp_path):
+def test_bfloat16_base_gives_the_same_logits_but_for_rounding(tiny_model, tmp_path):
     policy = trained(tiny_model, dtype="bfloat16")
     save_adapter(policy, tmp_path / "v1")
-    assert torch.equal(logits(reload(tiny_model, tmp_path / "v1", torch.bfloat16)), logits(policy.model))
+    exact = logits(reload(tiny_model, tmp_path / "v1", torch.float32))
+    theirs = float((logits(reload(tiny_model, tmp_path / "v1", torch.bfloat16)) - exact).norm())
+    # PEFT computes the adapter in float32; ours rounds between its factors too, which counts where it is as large as
+    # the base, as here.
+    assert float((logits(policy.model) - exact).norm()) < 2 * theirs < 0.2 * float(exact.norm())
 
 
 def test_configuration_is_what_loaders_need(tiny_model, tmp_path):

@@ -120,7 +120,7 @@ class TestSampledEvaluation:
         [
             ({"val_samples": 1}, r"val_samples to be 0 \(greedy answers only\) or at least 2, but got 1"),
             ({"val_samples": -2}, "at least 2, but got -2"),
-            ({"val_temperature": 0.0}, "val_temperature > 0, but got 0.0"),
+            ({"val_temperature": 0.0}, "val_temperature > 0 and finite, but got 0.0"),
         ],
     )
     def test_bad_settings_are_refused(self, settings, message):

@@ -109,7 +109,7 @@ def test_without_tasks_it_is_refused(tmp_path, tiny_model):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"predict_samples": 0}, "expected predict_samples > 0, but got 0"),
+        ({"predict_samples": 0}, "expected predict_samples > 0 and finite, but got 0"),
         ({"predict_temperature": -1.0}, "expected predict_temperature >= 0, but got -1"),
     ],
 )

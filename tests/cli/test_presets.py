@@ -26,7 +26,7 @@ LEFT_TO_THE_BASE = {
     *("tasks", "rewards", "environment", "episodes", "engine", "engine_restarts", "val_tasks", "val_size"),
     *("prompts_per_rollout", "samples_per_prompt", "updates_per_rollout", "inner_epochs", "max_tokens"),
     *("max_prompt_tokens", "system_prompt", "chat_template", "chat_template_args", "plain_prompts", "temperature"),
-    *("top_p", "top_k"),
+    *("top_p", "top_k", "rollouts_ahead"),
     *("stop", "bad_words", "reward_weights", "reward_timeout", "reward_errors", "success_reward", "val_batch_size"),
     *("predict_tasks", "predict_samples", "predict_temperature", "val_samples", "val_temperature", "order", "seed"),
 }

@@ -55,7 +55,7 @@ class Client:
     async def generate(self, prompt, params, request_id, lora_request):
         assert not self.sleeping
         await self._note("generate")
-        logprobs = [{5: SimpleNamespace(logprob=-1.0)}]
+        logprobs = SimpleNamespace(token_ids=[5], logprobs=[-1.0])
         yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=[5], logprobs=logprobs, finish_reason="stop")])
 
     def shutdown(self):

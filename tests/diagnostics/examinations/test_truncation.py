@@ -121,7 +121,8 @@ def mostly_zero(logits, params, generators):
 @pytest.mark.parametrize(
     ("change", "cause", "words"),
     [
-        (with_top_p(1.0), "truncated_sampling", "no truncation"),
+        # In bfloat16 a few hundred tokens do not tell that from dropping what is below 0.01.
+        (with_top_p(1.0), "truncated_sampling", "no truncation|min_p = 0.01"),
         (with_top_p(0.7), "truncated_sampling", "top_p = 0.7"),
         (raw, "truncated_sampling", "no truncation"),
         (zero, "logprobs_zero", "are all 0"),
