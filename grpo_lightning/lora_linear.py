@@ -113,7 +113,10 @@ class FusedLoRALinear(Linear):  # type: ignore[misc]
         # Under autocast the dtypes that the operation sees are not those that it should compute in.
         kind = x.device.type
         casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        if drops or other or casts or x.dtype != weight.dtype:
+        # Beside a narrower base PEFT computes the adapter in its own dtype: rounding between its factors would look to
+        # the doctor like an engine that rounds.
+        narrow = self.lora_A[name].weight.dtype != x.dtype
+        if drops or other or casts or narrow or x.dtype != weight.dtype:
             return None
         return str(name)
 

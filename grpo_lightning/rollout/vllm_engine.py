@@ -36,7 +36,7 @@ _SUPPORTED_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class VLLMEngine:
-    """vLLM on this machine: `AsyncLLM` on a background event loop, engine core and workers in their own processes.
+    """vLLM on this machine: `AsyncLLM` on a background event loop, engine core and workers in processes of their own.
 
     The trainer keeps its threads and its memory; a crash of the engine is an exception here that shows the end of
     the engine's own log, and the engine's processes end with the trainer whatever ends it. Tested with vLLM 0.32's

@@ -1,16 +1,14 @@
 """LoRA layers of vLLM's CPU backend as plain matrix products. Imported only inside vLLM's processes.
 
 vLLM's own CPU wrapper gathers a copy of A and B for every token (``lora_weights[indices]``) and multiplies
-with an einsum. During GRPO nearly all tokens of a step use one adapter, where two matrix products for all slices of a
-layer do the same work. Rows that use another adapter are a second pair; rows of the base model (slot -1) get no
-product at all, whereas indexing with -1 would give them the last slot's adapter.
+with an einsum. During GRPO nearly all tokens of a step use one adapter, where two matrix products do the same
+work. Rows that use another adapter are a second product; rows of the base model (slot -1) get no product at
+all, whereas indexing with -1 would give them the last slot's adapter.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from vllm import _custom_ops as ops
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 Rows = list[tuple[int, torch.Tensor | None]]
@@ -29,61 +27,6 @@ def group_rows(slots: torch.Tensor) -> Rows:
     return [(slot, (slots == slot).nonzero().squeeze(1)) for slot in used if slot >= 0]
 
 
-class JointAdapter:
-    """The adapter of all slices of a layer as two matrix products, in the dtype of the layer's input.
-
-    The slices' A stand beside one another, their B along a diagonal. Where the dtype is narrower than the adapter's,
-    each factor becomes its rounded value and what rounding lost, as in the trainer (`lora_linear`): small updates of
-    the adapter would round away otherwise.
-
-    Args:
-        a: First factors, each ``[rank, in_features]``.
-        b: Second factors, each ``[slice, rank]``; vLLM pads adapter and layer apart, the overlap is the real part.
-        widths: Widths of the slices.
-        dtype: Dtype of the layer's input.
-    """
-
-    def __init__(
-        self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], widths: Sequence[int], dtype: torch.dtype
-    ) -> None:
-        joint_a = torch.cat(list(a)).T
-        joint_b = joint_a.new_zeros(joint_a.shape[1], sum(widths))
-        row = column = 0
-        for factor, width in zip(b, widths, strict=True):
-            common = min(width, factor.shape[0])
-            joint_b[row : row + factor.shape[1], column : column + common] = factor[:common].T
-            row, column = row + factor.shape[1], column + width
-        self._rank = joint_a.shape[1]
-        self._narrow = dtype != joint_a.dtype
-        self._first = _product_with(torch.cat(_parts(joint_a, dtype), 1))
-        self._second = _product_with(torch.cat(_parts(joint_b, dtype)))
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """What the adapter adds to the layer's output, ``[tokens, sum(widths)]``.
-
-        Args:
-            x: Input of the layer, ``[tokens, in_features]``.
-        """
-        hidden = self._first(x)
-        if self._narrow:
-            hidden = (hidden[:, : self._rank] + hidden[:, self._rank :]).repeat(1, 2)
-        return self._second(hidden)
-
-
-def _parts(factor: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
-    rounded = factor.to(dtype)
-    return [rounded] if rounded.dtype == factor.dtype else [rounded, (factor - rounded).to(dtype)]
-
-
-def _product_with(matrix: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """``x -> x @ matrix``, with the matrix laid out once for the processor's matrix units where it has them."""
-    matrix = matrix.contiguous()
-    if matrix.dtype != torch.bfloat16 or not ops._supports_onednn:
-        return lambda x: x @ matrix
-    handler = ops.create_onednn_mm(matrix)
-    return lambda x: ops.onednn_mm(handler, x, None)
-
-
 class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
     """`PunicaWrapperCPU` that computes each adapter's rows with one matrix product."""
 
@@ -91,7 +34,6 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._token_rows: Rows = []
         self._sampler_rows: Rows = []
-        self._adapters: dict[tuple[Any, ...], tuple[list[int], JointAdapter]] = {}
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Group the rows of the coming step by adapter slot, once for all layers."""
@@ -120,31 +62,11 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
             output_slices: Widths of the slices of ``y``.
         """
         for slot, rows in self._token_rows:
-            delta = self._adapter(lora_a_stacked, lora_b_stacked, slot, x.dtype, output_slices)(
-                x if rows is None else x[rows]
-            )
-            if rows is None:
-                y.add_(delta, alpha=scale)
-            else:
-                y.index_add_(0, rows, delta, alpha=scale)
-
-    def _adapter(
-        self,
-        a_stacked: tuple[torch.Tensor, ...],
-        b_stacked: tuple[torch.Tensor, ...],
-        slot: int,
-        dtype: torch.dtype,
-        widths: tuple[int, ...],
-    ) -> "JointAdapter":
-        """The adapter of a layer, prepared once each time that one is loaded."""
-        key = (a_stacked[0].data_ptr(), slot, dtype)
-        # Loading an adapter writes into these tensors.
-        version = [tensor._version for tensor in (*a_stacked, *b_stacked)]
-        known = self._adapters.get(key)
-        if known is None or known[0] != version:
-            adapter = JointAdapter([a[slot, 0] for a in a_stacked], [b[slot, 0] for b in b_stacked], widths, dtype)
-            known = self._adapters[key] = (version, adapter)
-        return known[1]
+            inputs = (x if rows is None else x[rows]).to(lora_a_stacked[0].dtype)
+            start = 0
+            for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
+                _add_rows(y[:, start : start + width], (inputs @ a[slot, 0].T).mul_(scale), b[slot, 0], rows)
+                start += width
 
     def add_lora_logits(
         self,
