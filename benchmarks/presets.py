@@ -23,6 +23,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from benchmarks.faults.engines import TRANSFORMERS, VLLM, Engines
 from benchmarks.faults.runner import code_digest, quiet
 from benchmarks.faults.witness import Witness
+from benchmarks.marked import inserted
 from grpo_lightning import GRPOModule, RolloutDataModule
 from grpo_lightning.callbacks import EpochLine
 from grpo_lightning.diagnostics import Status
@@ -36,7 +37,6 @@ FOLDER = ROOT / "configs" / "algorithms"
 PRESETS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 RESULT = ROOT / "benchmarks" / "presets.json"
 PAGE = ROOT / "docs" / "algorithms.md"
-BEGIN, END = "<!-- presets -->", "<!-- /presets -->"
 
 
 @dataclass(frozen=True)
@@ -221,19 +221,12 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def between_marks(text: str, content: str) -> str:
-    """A page with other content between its marks; the same page if it has none."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    return f"{before}{begin}\n{content}\n{end}{after}" if end else text
-
-
 def write_down(results: dict[str, Any], target: Path = RESULT, page: Path = PAGE) -> None:
     """Write the JSON, and the table into the documentation if that has a place for it."""
     target.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if page.is_file():
         text = page.read_text(encoding="utf-8")
-        page.write_text(between_marks(text, table(results)), encoding="utf-8")
+        page.write_text(inserted(text, "presets", table(results)), encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,7 +11,8 @@ from benchmarks.faults.runner import quiet
 from benchmarks.learning.algorithms import PRESETS
 from benchmarks.learning.results import DOCUMENT, PICTURE, RESULT, collect, idle
 from benchmarks.learning.runs import RUNS, run_all, second_look, tune
-from benchmarks.learning.text import insert, markdown
+from benchmarks.learning.text import markdown
+from benchmarks.marked import inserted
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def show() -> None:
     draw(result, PICTURE)
     text = markdown(result)
     if DOCUMENT.is_file():
-        DOCUMENT.write_text(insert(DOCUMENT.read_text(encoding="utf-8"), text), encoding="utf-8")
+        DOCUMENT.write_text(inserted(DOCUMENT.read_text(encoding="utf-8"), "learning", text), encoding="utf-8")
     print(text)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 from benchmarks.learning.results import GAIN, overlap
 from benchmarks.learning.runs import TUNED, TUNING_SEED
 
-BEGIN, END = "<!-- learning -->", "<!-- /learning -->"
 _HEAD = (
     "Algorithm",
     "Accuracy before",
@@ -140,15 +139,3 @@ def markdown(result: Mapping[str, Any]) -> str:
     picture = "![Accuracy on held-out sums over the rollouts, by algorithm](images/learning.png)"
     command = f"`{result['command']}` runs all again; the numbers are in `benchmarks/learning.json`."
     return "\n\n".join((table(result), f"{paragraph(result)} {command}", picture))
-
-
-def insert(document: str, text: str) -> str:
-    """The document with the text between the marks; as it was if it has none.
-
-    Args:
-        document: A Markdown document.
-        text: What stands there.
-    """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{text}\n{END}{after}" if begin and end else document

@@ -4,25 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.marked import inserted
 from benchmarks.performance import targets
 from benchmarks.performance.section import Section, draw
 from benchmarks.performance.stored import ROOT, headlines
 
 PAGE = ROOT / "docs" / "performance.md"
 IMAGES = ROOT / "docs" / "images"
-
-
-def marks(name: str) -> tuple[str, str]:
-    """Comments that a section's text stands between."""
-    return f"<!-- performance:{name} -->", f"<!-- /performance:{name} -->"
-
-
-def inserted(page: str, name: str, text: str) -> str:
-    """The page with a section's text; as it was if it has no place for it."""
-    first, last = marks(name)
-    before, begin, rest = page.partition(first)
-    _, end, after = rest.partition(last)
-    return f"{before}{begin}\n{text}\n{end}{after}" if end else page
 
 
 def written(page: str, stored: Mapping[str, Any], sections: Mapping[str, Section]) -> str:
@@ -35,10 +23,12 @@ def written(page: str, stored: Mapping[str, Any], sections: Mapping[str, Section
     """
     entries = stored["sections"]
     if entries:
-        page = inserted(page, "targets", targets.table(headlines(entries, sections)))
+        page = inserted(page, "performance:targets", targets.table(headlines(entries, sections)))
     for name, section in sections.items():
         if name in entries:
-            page = inserted(page, name, f"{section.table(entries[name]['result'])}\n\n{_where(entries[name])}")
+            page = inserted(
+                page, f"performance:{name}", f"{section.table(entries[name]['result'])}\n\n{_where(entries[name])}"
+            )
     return page
 
 

@@ -6,19 +6,11 @@ Run: python -m benchmarks.scaling
 import argparse
 from pathlib import Path
 
+from benchmarks.marked import inserted
 from benchmarks.scaling.scenarios import host_costs
 from benchmarks.scaling.table import markdown
 
 PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
-TABLE_BEGIN, TABLE_END = "<!-- scaling -->", "<!-- /scaling -->"
-
-
-def inserted(page: str, table: str) -> str:
-    """A page with the tables between its marks; a page without marks as it is."""
-    if TABLE_BEGIN not in page or TABLE_END not in page:
-        return page
-    before, after = page.split(TABLE_BEGIN)[0], page.split(TABLE_END)[1]
-    return f"{before}{TABLE_BEGIN}\n\n{table}\n{TABLE_END}{after}"
 
 
 def main() -> None:
@@ -30,7 +22,7 @@ def main() -> None:
     ).parse_args()
     table = markdown(*host_costs())
     print(table, end="")
-    PAGE.write_text(inserted(PAGE.read_text("utf-8"), table), encoding="utf-8")
+    PAGE.write_text(inserted(PAGE.read_text("utf-8"), "scaling", f"\n{table}"), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ import venv
 from pathlib import Path
 from typing import Any
 
+from benchmarks.marked import inserted
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENVIRONMENT = ROOT / "build" / "trl"
 RESULTS = HERE.parent / "trl_losses.json"
 PAGE = ROOT / "docs" / "algorithms.md"
-TABLE_BEGIN, TABLE_END = "<!-- trl -->", "<!-- /trl -->"
 
 
 def setup(environment: Path) -> None:
@@ -72,19 +73,11 @@ def compare(environment: Path) -> None:
     RESULTS.write_text(f'{{"versions": {json.dumps(theirs["versions"])},\n"cases": [\n{lines}\n]}}\n', encoding="utf-8")
     table = markdown(json.loads(RESULTS.read_text("utf-8")))
     if PAGE.exists():
-        PAGE.write_text(inserted(PAGE.read_text("utf-8"), table), encoding="utf-8")
+        PAGE.write_text(inserted(PAGE.read_text("utf-8"), "trl", f"\n{table}"), encoding="utf-8")
     wrong = [case["name"] for case in cases if case["equal"] == bool(case["difference"])]
     print(f"{len(cases)} comparisons, {sum(case['equal'] for case in cases)} equal")
     if wrong:
         sys.exit(f"not as expected: {', '.join(wrong)}")
-
-
-def inserted(page: str, table: str) -> str:
-    """A page with the table between its marks; a page without marks as it is."""
-    if TABLE_BEGIN not in page or TABLE_END not in page:
-        return page
-    before, after = page.split(TABLE_BEGIN)[0], page.split(TABLE_END)[1]
-    return f"{before}{TABLE_BEGIN}\n\n{table}\n{TABLE_END}{after}"
 
 
 def main() -> None:

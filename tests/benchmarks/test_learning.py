@@ -16,7 +16,8 @@ from benchmarks.learning.results import PICTURE, RESULT, area, collect, failed, 
 from benchmarks.learning.runs import EPOCHS, HELD_OUT, SEEDS, Store, origin, question
 from benchmarks.learning.start import Start, make_start, wrong_answer
 from benchmarks.learning.sums import EOS, IDS, VOCABULARY, Sums, answer, encode, prompt, right, split
-from benchmarks.learning.text import BEGIN, END, insert, markdown, paragraph, table
+from benchmarks.learning.text import markdown, paragraph, table
+from benchmarks.marked import marks
 
 V = len(VOCABULARY)
 
@@ -189,14 +190,6 @@ def test_the_paragraph_says_what_the_numbers_say(result):
     assert '72 verdicts with power; 2 of them failed, of `gspo`: "warn x: Y."' in text
 
 
-def test_text_is_put_between_the_marks():
-    page = f"a\n{BEGIN}\nold\n{END}\nb\n"
-    assert insert(page, "new") == f"a\n{BEGIN}\nnew\n{END}\nb\n"
-    assert insert(insert(page, "x"), "new") == insert(page, "new")
-    for unmarked in ("nothing", f"only {BEGIN}", f"only {END}"):
-        assert insert(unmarked, "new") == unmarked
-
-
 def test_a_start_and_a_run(tmp_path):
     """A start that need not be right, two rollouts on it; the exact accuracy is that of sampling."""
     from benchmarks.learning.run import train
@@ -245,7 +238,7 @@ def test_what_is_committed_fits_the_code(committed):
 
 def test_the_page_shows_what_is_committed(committed):
     page = DOCS / "algorithms.md"
-    if not page.is_file() or BEGIN not in page.read_text("utf-8"):
+    if not page.is_file() or marks("learning")[0] not in page.read_text("utf-8"):
         pytest.skip("the page has no place for it")
     assert markdown(committed) in page.read_text("utf-8")
 

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 from doc_blocks import DOCS
 
+from benchmarks.marked import marks
 from benchmarks.performance import __main__ as command
 from benchmarks.performance import start, sync, targets
 from benchmarks.performance.__main__ import SECTIONS, main
 from benchmarks.performance.machine import machine, matmul_rates
-from benchmarks.performance.page import IMAGES, PAGE, inserted, marks, written
+from benchmarks.performance.page import IMAGES, PAGE, written
 from benchmarks.performance.paired import alternate, ratio, shown, spread
 from benchmarks.performance.stored import RESULT, ROOT, headlines, load, merged
 from benchmarks.performance.turns import Side, TimeIsUp, environment
@@ -124,17 +125,9 @@ def test_an_unknown_section_is_refused(capsys):
     assert "expected write or sections of trl, " in capsys.readouterr().err
 
 
-def test_text_stands_between_its_marks():
-    first, last = marks("trl")
-    page = f"a\n{first}\nold\n{last}\nb\n"
-    assert inserted(page, "trl", "new") == f"a\n{first}\nnew\n{last}\nb\n"
-    assert inserted(page, "sync", "new") == page
-    assert inserted(f"{first} no end", "trl", "new") == f"{first} no end"
-
-
 def test_the_page_is_made_of_what_is_stored():
     sections = {"one": fake(1), "two": fake(2)}
-    page = "".join("{}\n{}\n".format(*marks(name)) for name in ("targets", "one", "two"))
+    page = "".join("{}\n{}\n".format(*marks(f"performance:{name}")) for name in ("targets", "one", "two"))
     assert written(page, {"sections": {}}, sections) == page
     entry = {"machine": MACHINE, "seconds": 125.0, "result": {"number": 1}}
     text = written(page, {"sections": {"one": entry}}, sections)
@@ -346,7 +339,7 @@ def test_publications_are_timed(tiny_model, monkeypatch):
 def test_every_section_has_its_place_on_the_page():
     page = PAGE.read_text("utf-8")
     for name in ("targets", *SECTIONS):
-        first, last = marks(name)
+        first, last = marks(f"performance:{name}")
         assert page.count(first) == page.count(last) == 1, name
         assert page.index(first) < page.index(last)
 

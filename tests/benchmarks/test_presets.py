@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.presets import BASE, PRESETS, Size, base, between_marks, main, run_all, settings, table, write_down
+from benchmarks.presets import BASE, PRESETS, Size, base, main, run_all, settings, table, write_down
 
 SIZE = Size()
 RESULT = {
@@ -39,20 +39,6 @@ def test_a_row_of_the_table():
     assert rows[0] == "| Preset | Updates | Accuracy | Mean reward by epoch | Failed | Warned | Seconds |"
     assert rows[2] == "| `dapo` | 6 | 0.25 → 0.50 | 0.30 0.41 0.46 | none | slow | 62 |"
     assert rows[3] == "| `grpo` | 6 | – → – | – | flat, stale, stopped by ValueError | none | 62 |"
-
-
-@pytest.mark.parametrize(
-    ("page", "expected"),
-    [
-        ("a\n<!-- presets -->\nold\n<!-- /presets -->\nb\n", "a\n<!-- presets -->\nnew\n<!-- /presets -->\nb\n"),
-        ("a\n<!-- presets --><!-- /presets -->", "a\n<!-- presets -->\nnew\n<!-- /presets -->"),
-        ("no marks\n", "no marks\n"),
-        ("<!-- presets --> no end\n", "<!-- presets --> no end\n"),
-        ("<!-- /presets --> no begin\n", "<!-- /presets --> no begin\n"),
-    ],
-)
-def test_the_table_stands_between_its_marks(page, expected):
-    assert between_marks(page, "new") == expected
 
 
 def test_writing_it_down_again_changes_nothing(tmp_path):

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.scaling.__main__ import PAGE, inserted
+from benchmarks.marked import inserted
+from benchmarks.scaling.__main__ import PAGE
 from benchmarks.scaling.model import (
     Epoch,
     batch_of,
@@ -223,9 +224,4 @@ def test_costs_come_from_the_measurements_where_there_are_any(tmp_path):
 
 def test_the_page_shows_what_the_model_says():
     page = PAGE.read_text("utf-8")
-    assert page == inserted(page, markdown(*host_costs())), "run python -m benchmarks.scaling"
-    assert inserted("no marks", "table") == "no marks"
-    assert (
-        inserted("a <!-- scaling -->old<!-- /scaling --> b", "new\n")
-        == "a <!-- scaling -->\n\nnew\n\n<!-- /scaling --> b"
-    )
+    assert page == inserted(page, "scaling", f"\n{markdown(*host_costs())}"), "run python -m benchmarks.scaling"

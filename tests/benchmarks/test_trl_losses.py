@@ -9,8 +9,9 @@ import pytest
 import torch
 from doc_blocks import DOCS
 
+from benchmarks.marked import marks
 from benchmarks.trl_losses import __main__ as command
-from benchmarks.trl_losses.__main__ import RESULTS, TABLE_BEGIN, asked, inserted, main
+from benchmarks.trl_losses.__main__ import RESULTS, asked, main
 from benchmarks.trl_losses.batch import LENGTHS, Batch
 from benchmarks.trl_losses.cases import CASES, SECTIONS, TOLERANCE, Case
 from benchmarks.trl_losses.compare import compared, relative
@@ -207,17 +208,9 @@ def test_the_table_shows_how_large_a_difference_is(results):
 
 def test_the_page_shows_the_table(results):
     page = DOCS / "algorithms.md"
-    if not page.exists() or TABLE_BEGIN not in page.read_text("utf-8"):
+    if not page.exists() or marks("trl")[0] not in page.read_text("utf-8"):
         pytest.skip("no page has the marks")
     assert markdown(results) in page.read_text("utf-8")
-
-
-def test_the_table_replaces_what_stands_between_the_marks():
-    page = "a\n<!-- trl -->\nold\n<!-- /trl -->\nb\n"
-    once = inserted(page, "new\n")
-    assert once == "a\n<!-- trl -->\n\nnew\n\n<!-- /trl -->\nb\n"
-    assert inserted(once, "new\n") == once
-    assert inserted("no marks", "new\n") == "no marks"
 
 
 def test_show_prints_the_table(results, monkeypatch, capsys):
