@@ -12,6 +12,8 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
+from grpo_lightning.low_rank import LowRank
+
 
 def lora_linear(
     x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
@@ -20,10 +22,9 @@ def lora_linear(
 
         y = x W^T + bias + s (x A^T) B^T
 
-    The products are computed in the dtype of ``x``. Where that is narrower than the adapter's, each factor enters as
-    two numbers of that dtype, its rounded value and what rounding lost: a small update then changes the result, as it
-    would not if the factor were rounded. The gradient reaches ``x``, ``A`` and ``B``; the last two have it in their own
-    dtype.
+    The products are computed in the dtype of ``x``. Where that is narrower than the adapter's, the adapter's part is
+    still as exact as if it were not (`LowRank`); gradients are as exact as the dtype of ``x``. They reach ``x``, ``A``
+    and ``B``; the last two have theirs in their own dtype.
 
     Args:
         x: Input, ``[..., I]``.
@@ -40,51 +41,30 @@ def lora_linear(
     return y
 
 
-def _parts(factor: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """A factor in a dtype: as it is, or where that is narrower, rounded, and what rounding lost."""
-    rounded = factor.to(dtype)
-    return [rounded] if rounded.dtype == factor.dtype else [rounded, (factor - rounded).to(dtype)]
-
-
-def _add_product(y_TJ: Tensor, h_TR: Tensor, factor_RJ: list[Tensor]) -> None:
-    """``y += h @ factor`` in place; with two parts of the factor there are two of ``h`` beside one another."""
-    if len(factor_RJ) == 1:
-        y_TJ.addmm_(h_TR, factor_RJ[0])
-    else:
-        rounded, lost = factor_RJ
-        # Without the product of what was lost twice.
-        y_TJ.addmm_(torch.cat([h_TR, h_TR[:, : len(lost)]], 1), torch.cat([rounded, rounded, lost]))
-
-
 class _LoRALinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
     ) -> Tensor:
-        x_TI = x.reshape(-1, x.shape[-1])
-        a, b = _parts(a_RI, x.dtype), _parts(b_OR, x.dtype)
-        h_TR = x_TI @ torch.cat(a).T * scale
+        x_TI, adapter = x.reshape(-1, x.shape[-1]), LowRank(a_RI, b_OR * scale, x.dtype)
+        hidden = adapter.hidden(x_TI)
         y_TO = nn.functional.linear(x_TI, weight_OI, bias_O)
-        _add_product(y_TO, h_TR, [part.T for part in b])
-        ctx.save_for_backward(x_TI, weight_OI, h_TR, *a, *b)
+        adapter.add_to(y_TO, hidden)
+        ctx.save_for_backward(x_TI, weight_OI, hidden[:, : len(a_RI)], adapter.a_IR, adapter.b_RO)
         ctx.scale, ctx.shape, ctx.dtypes = scale, x.shape, (a_RI.dtype, b_OR.dtype)
         return y_TO.view(*x.shape[:-1], len(weight_OI))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_TI, weight_OI, h_TR, *factors = ctx.saved_tensors
-        a, b = factors[: len(factors) // 2], factors[len(factors) // 2 :]
+        x_TI, weight_OI, hidden_TR, a_IR, b_RO = ctx.saved_tensors
         grad_TO = grad.reshape(-1, grad.shape[-1])
-        of_h_TR = grad_TO @ torch.cat(b, 1) * ctx.scale
+        of_hidden_TR = grad_TO @ b_RO.T
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x_TI = grad_TO @ weight_OI
-            _add_product(of_x_TI, of_h_TR, a)
-            of_x = of_x_TI.view(ctx.shape)
-        rank = len(a[0])
-        of_a = (of_h_TR.T @ x_TI).to(ctx.dtypes[0]).unflatten(0, (-1, rank)).sum(0)
-        of_b = (grad_TO.T @ h_TR).to(ctx.dtypes[1]).unflatten(1, (-1, rank)).sum(1)
+            of_x = (grad_TO @ weight_OI).addmm_(of_hidden_TR, a_IR.T).view(ctx.shape)
+        of_a = (of_hidden_TR.T @ x_TI).to(ctx.dtypes[0])
+        of_b = (grad_TO.T @ hidden_TR).to(ctx.dtypes[1]) * ctx.scale
         return of_x, None, None, of_a, of_b, None
 
 
@@ -113,10 +93,7 @@ class FusedLoRALinear(Linear):  # type: ignore[misc]
         # Under autocast the dtypes that the operation sees are not those that it should compute in.
         kind = x.device.type
         casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        # Beside a narrower base PEFT computes the adapter in its own dtype: rounding between its factors would look to
-        # the doctor like an engine that rounds.
-        narrow = self.lora_A[name].weight.dtype != x.dtype
-        if drops or other or casts or narrow or x.dtype != weight.dtype:
+        if drops or other or casts or x.dtype != weight.dtype:
             return None
         return str(name)
 

@@ -64,12 +64,17 @@ def test_float32_beside_float32_is_as_exact_as_float32() -> None:
 
 
 def test_bfloat16_gives_the_adapter_gradients_in_float32_and_the_input_its_own() -> None:
-    x, weight, bias, a, b = inputs(torch.bfloat16, torch.float32)
-    y = lora_linear(x, weight, bias, a, b, 0.5)
-    y.sum().backward()
-    assert (y.dtype, x.grad.dtype) == (torch.bfloat16, torch.bfloat16)  # type: ignore[union-attr]
-    assert (a.grad.dtype, b.grad.dtype) == (torch.float32, torch.float32)  # type: ignore[union-attr]
-    torch.testing.assert_close(y.double(), formula(x, weight, bias, a, b, 0.5), rtol=2e-2, atol=6e-2)
+    x, weight, bias, a, b = inputs(torch.bfloat16, torch.float32, leading=(200,))
+    learned = [x, a, b]
+    y, expected = lora_linear(x, weight, bias, a, b, 0.3), formula(x, weight, bias, a, b, 0.3)
+    weights = torch.randn(200, 5, generator=torch.Generator().manual_seed(4)).bfloat16()
+    found = torch.autograd.grad((y * weights).sum(), learned)
+    assert y.dtype == torch.bfloat16
+    assert [gradient.dtype for gradient in found] == [torch.bfloat16, torch.float32, torch.float32]
+    # Of the layer's own part and of the sum, each rounded.
+    torch.testing.assert_close(y.double(), expected, rtol=2**-7, atol=2**-6)
+    for mine, theirs in zip(found, torch.autograd.grad((expected * weights).sum(), learned), strict=True):
+        assert float((mine.double() - theirs.double()).norm() / theirs.double().norm()) < 2**-7
 
 
 @pytest.mark.parametrize("factor", [0, 1], ids=["A", "B"])
@@ -132,10 +137,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     return noted
 
 
-def test_a_plain_adapter_does_not_go_through_pefts_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_plain_adapter_does_not_go_through_pefts_forward(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     _, fused = peft_pair()
+    for name, parameter in fused.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
     noted = calls(monkeypatch)
-    fused(torch.randn(5, 6))
+    fused(torch.randn(5, 6).to(dtype))
     assert not noted
 
 

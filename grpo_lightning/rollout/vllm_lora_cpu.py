@@ -1,15 +1,18 @@
 """LoRA layers of vLLM's CPU backend as plain matrix products. Imported only inside vLLM's processes.
 
 vLLM's own CPU wrapper gathers a copy of A and B for every token (``lora_weights[indices]``) and multiplies
-with an einsum. During GRPO nearly all tokens of a step use one adapter, where two matrix products do the same
-work. Rows that use another adapter are a second product; rows of the base model (slot -1) get no product at
-all, whereas indexing with -1 would give them the last slot's adapter.
+with an einsum. During GRPO nearly all tokens of a step use one adapter, where two matrix products for all slices of a
+layer do the same work. Rows that use another adapter are a second pair; rows of the base model (slot -1) get no
+product at all, whereas indexing with -1 would give them the last slot's adapter.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+from grpo_lightning.low_rank import LowRank
 
 Rows = list[tuple[int, torch.Tensor | None]]
 """Adapter slots in use, each with its rows (None: all of them)."""
@@ -27,6 +30,27 @@ def group_rows(slots: torch.Tensor) -> Rows:
     return [(slot, (slots == slot).nonzero().squeeze(1)) for slot in used if slot >= 0]
 
 
+def joint_adapter(
+    a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], widths: Sequence[int], dtype: torch.dtype
+) -> LowRank:
+    """The adapter of all slices of a layer as one: their A beside one another, their B along a diagonal.
+
+    Args:
+        a: First factors, each ``[rank, in_features]``.
+        b: Second factors, each ``[slice, rank]``; vLLM pads adapter and layer apart, the overlap is the real part.
+        widths: Widths of the slices.
+        dtype: Dtype of the layer's input.
+    """
+    joint_a = torch.cat(list(a))
+    joint_b = joint_a.new_zeros(sum(widths), len(joint_a))
+    row = column = 0
+    for factor, width in zip(b, widths, strict=True):
+        common, rank = min(width, len(factor)), factor.shape[1]
+        joint_b[row : row + common, column : column + rank] = factor[:common]
+        row, column = row + width, column + rank
+    return LowRank(joint_a, joint_b, dtype)
+
+
 class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
     """`PunicaWrapperCPU` that computes each adapter's rows with one matrix product."""
 
@@ -34,6 +58,7 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._token_rows: Rows = []
         self._sampler_rows: Rows = []
+        self._adapters: dict[tuple[Any, ...], tuple[list[int], LowRank]] = {}
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Group the rows of the coming step by adapter slot, once for all layers."""
@@ -62,11 +87,30 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
             output_slices: Widths of the slices of ``y``.
         """
         for slot, rows in self._token_rows:
-            inputs = (x if rows is None else x[rows]).to(lora_a_stacked[0].dtype)
-            start = 0
-            for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-                _add_rows(y[:, start : start + width], (inputs @ a[slot, 0].T).mul_(scale), b[slot, 0], rows)
-                start += width
+            adapter = self._adapter(lora_a_stacked, lora_b_stacked, slot, scale, y.dtype, output_slices)
+            inputs, outputs = (x, y) if rows is None else (x[rows], y[rows])
+            adapter.add_to(outputs, adapter.hidden(inputs.to(y.dtype)))
+            if rows is not None:
+                y[rows] = outputs
+
+    def _adapter(
+        self,
+        a_stacked: tuple[torch.Tensor, ...],
+        b_stacked: tuple[torch.Tensor, ...],
+        slot: int,
+        scale: float,
+        dtype: torch.dtype,
+        widths: tuple[int, ...],
+    ) -> LowRank:
+        """The adapter of a layer, prepared once each time that one is loaded."""
+        key = (a_stacked[0].data_ptr(), slot, scale, dtype)
+        # Loading an adapter writes into these tensors.
+        version = [tensor._version for tensor in (*a_stacked, *b_stacked)]
+        known = self._adapters.get(key)
+        if known is None or known[0] != version:
+            a, b = [stack[slot, 0] for stack in a_stacked], [stack[slot, 0] * scale for stack in b_stacked]
+            known = self._adapters[key] = (version, joint_adapter(a, b, widths, dtype))
+        return known[1]
 
     def add_lora_logits(
         self,

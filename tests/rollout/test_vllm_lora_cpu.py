@@ -156,6 +156,28 @@ def test_the_wrapper_follows_the_metadata_of_each_step():
         torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-4)
 
 
+def test_an_adapter_that_is_loaded_into_a_slot_takes_effect():
+    slots = [1, 1, 1]
+    wrapper, (a, b) = wrapper_for(slots), weights((16, 8))
+    for seed, changed in ((5, a[1]), (6, b[0])):
+        x, y = inputs(len(slots), 24)
+        expected = linear_by_loops(y, x, slots, a, b, 1.0, (16, 8))
+        wrapper.add_lora_linear(y, x, a, b, 1.0, (16, 8))
+        torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-4)
+        # vLLM writes a new adapter over the old one, within inference mode.
+        with torch.inference_mode():
+            changed[1].copy_(torch.randn(changed[1].shape, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_a_float32_adapter_beside_bfloat16_keeps_what_bfloat16_would_lose(slots):
+    a, b = weights((16, 8))
+    x, y = inputs(len(slots), 24, torch.bfloat16)
+    y.zero_()
+    expected = linear_by_loops(y, x, slots, a, b, 0.1, (16, 8))
+    wrapper_for(slots).add_lora_linear(y, x, a, b, 0.1, (16, 8))
+    assert (y == expected.bfloat16()).double().mean() > 0.9
+
+
 def test_before_any_metadata_there_is_no_adapter():
     wrapper = GroupedPunicaWrapperCPU(max_num_batched_tokens=8, max_batches=8, device="cpu")
     a, b = weights((16,))
