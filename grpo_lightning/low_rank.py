@@ -25,14 +25,12 @@ class LowRank:
     """
 
     def __init__(self, a_RI: Tensor, b_OR: Tensor, dtype: torch.dtype) -> None:
-        self.a_IR, self.b_RO = a_RI.T.to(dtype), b_OR.T.to(dtype)
-        self._narrow = any(torch.promote_types(factor.dtype, dtype) != dtype for factor in (a_RI, b_OR))
-        self._first, self._second = self.a_IR, self.b_RO
-        if self._narrow:
-            a_lost, b_lost = ((whole - part).to(dtype) for whole, part in ((a_RI.T, self.a_IR), (b_OR.T, self.b_RO)))
-            self._first = torch.cat([self.a_IR, a_lost], 1)
-            # Without the product of what was lost twice.
-            self._second = torch.cat([self.b_RO, self.b_RO, b_lost])
+        a, b = parts(a_RI.T, dtype), parts(b_OR.T, dtype)
+        self.a_IR, self.b_RO = a[0], b[0]
+        self._narrow = len(a) > 1
+        self._first = torch.cat(a, 1)
+        # Without the product of what was lost twice.
+        self._second = torch.cat([b[0], *b]) if self._narrow else b[0]
 
     def hidden(self, x_TI: Tensor) -> Tensor:
         """The intermediate result for `add_to`; its first ``R`` columns are the result in the dtype of ``x``."""
@@ -53,3 +51,14 @@ class LowRank:
             hidden: What `hidden` gave.
         """
         y_TO.addmm_(hidden, self._second)
+
+
+def parts(factor: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """A factor in a dtype: as it is, or where that is narrower, its rounded value and what rounding lost.
+
+    Args:
+        factor: Of any shape.
+        dtype: Of the parts.
+    """
+    rounded = factor.to(dtype)
+    return [rounded] if torch.promote_types(factor.dtype, dtype) == dtype else [rounded, (factor - rounded).to(dtype)]

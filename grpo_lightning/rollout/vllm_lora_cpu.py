@@ -6,16 +6,20 @@ layer do the same work. Rows that use another adapter are a second pair; rows of
 product at all, whereas indexing with -1 would give them the last slot's adapter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from vllm import _custom_ops as ops
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from grpo_lightning.low_rank import LowRank
+from grpo_lightning.low_rank import parts
 
 Rows = list[tuple[int, torch.Tensor | None]]
 """Adapter slots in use, each with its rows (None: all of them)."""
+
+_LAYOUTS = 32
+"""Numbers of tokens that oneDNN keeps its plans for, as for vLLM's own layers."""
 
 
 def group_rows(slots: torch.Tensor) -> Rows:
@@ -30,10 +34,16 @@ def group_rows(slots: torch.Tensor) -> Rows:
     return [(slot, (slots == slot).nonzero().squeeze(1)) for slot in used if slot >= 0]
 
 
-def joint_adapter(
-    a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], widths: Sequence[int], dtype: torch.dtype
-) -> LowRank:
-    """The adapter of all slices of a layer as one: their A beside one another, their B along a diagonal.
+_FEW = 256
+"""Up to so many tokens, as in decoding, a product takes as long as laying out its matrix."""
+
+
+class JointAdapter:
+    """The adapter of all slices of a layer as two matrix products, in the dtype of the layer's input.
+
+    The slices' A stand beside one another, their B along a diagonal. Where the dtype is narrower than the adapter's,
+    each factor enters as its rounded value and what rounding lost: small updates of the adapter would be lost
+    otherwise. The result between the two products is rounded to the dtype, as the layer's output is.
 
     Args:
         a: First factors, each ``[rank, in_features]``.
@@ -41,14 +51,47 @@ def joint_adapter(
         widths: Widths of the slices.
         dtype: Dtype of the layer's input.
     """
-    joint_a = torch.cat(list(a))
-    joint_b = joint_a.new_zeros(sum(widths), len(joint_a))
-    row = column = 0
-    for factor, width in zip(b, widths, strict=True):
-        common, rank = min(width, len(factor)), factor.shape[1]
-        joint_b[row : row + common, column : column + rank] = factor[:common]
-        row, column = row + width, column + rank
-    return LowRank(joint_a, joint_b, dtype)
+
+    def __init__(
+        self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], widths: Sequence[int], dtype: torch.dtype
+    ) -> None:
+        joint_a = torch.cat(list(a)).T
+        joint_b = joint_a.new_zeros(joint_a.shape[1], sum(widths))
+        row = column = 0
+        for factor, width in zip(b, widths, strict=True):
+            common, rank = min(width, len(factor)), factor.shape[1]
+            joint_b[row : row + rank, column : column + common] = factor[:common].T
+            row, column = row + rank, column + width
+        self._rank = len(joint_b)
+        of_a, of_b = parts(joint_a, dtype), parts(joint_b, dtype)
+        # Without the product of what was lost twice.
+        self._first, self._second = torch.cat(of_a, 1), torch.cat([of_b[0]] * (len(of_a) - 1) + of_b)
+        self._few_first, self._few_second = _laid_out(self._first), _laid_out(self._second)
+
+    def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        """Add the adapter's part to the layer's output in place.
+
+        Args:
+            y: Output, ``[tokens, sum(widths)]``.
+            x: Input, ``[tokens, in_features]``.
+        """
+        few = len(x) <= _FEW
+        hidden = self._few_first(x) if few else x @ self._first
+        if hidden.shape[1] > self._rank:
+            # What was lost of A stays a number of its own: added to the rounded result it would be lost again.
+            hidden = torch.cat([hidden, hidden[:, : self._rank]], 1)
+        if few:
+            y.add_(self._few_second(hidden))
+        else:
+            y.addmm_(hidden, self._second)
+
+
+def _laid_out(matrix: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """``x -> x @ matrix``, with the matrix laid out once for the processor's matrix units where it has them."""
+    if matrix.dtype != torch.bfloat16 or not ops._supports_onednn:
+        return lambda x: x @ matrix
+    handler = ops.create_onednn_mm(matrix, _LAYOUTS)
+    return lambda x: ops.onednn_mm(handler, x, None)
 
 
 class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
@@ -58,7 +101,7 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._token_rows: Rows = []
         self._sampler_rows: Rows = []
-        self._adapters: dict[tuple[Any, ...], tuple[list[int], LowRank]] = {}
+        self._adapters: dict[tuple[Any, ...], tuple[list[int], JointAdapter]] = {}
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Group the rows of the coming step by adapter slot, once for all layers."""
@@ -89,7 +132,7 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
         for slot, rows in self._token_rows:
             adapter = self._adapter(lora_a_stacked, lora_b_stacked, slot, scale, y.dtype, output_slices)
             inputs, outputs = (x, y) if rows is None else (x[rows], y[rows])
-            adapter.add_to(outputs, adapter.hidden(inputs.to(y.dtype)))
+            adapter.add_to(outputs, inputs.to(y.dtype))
             if rows is not None:
                 y[rows] = outputs
 
@@ -101,7 +144,7 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
         scale: float,
         dtype: torch.dtype,
         widths: tuple[int, ...],
-    ) -> LowRank:
+    ) -> JointAdapter:
         """The adapter of a layer, prepared once each time that one is loaded."""
         key = (a_stacked[0].data_ptr(), slot, scale, dtype)
         # Loading an adapter writes into these tensors.
@@ -109,7 +152,7 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
         known = self._adapters.get(key)
         if known is None or known[0] != version:
             a, b = [stack[slot, 0] for stack in a_stacked], [stack[slot, 0] * scale for stack in b_stacked]
-            known = self._adapters[key] = (version, joint_adapter(a, b, widths, dtype))
+            known = self._adapters[key] = (version, JointAdapter(a, b, widths, dtype))
         return known[1]
 
     def add_lora_logits(
