@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.performance.batches import Shape
+from benchmarks.performance.engines import engine_kind, make_engine
 from benchmarks.performance.growth_parts import collector_point, encoder, packing_point, rollout_point
 from benchmarks.performance.growth_picture import PICTURE, draw_growth
 from benchmarks.performance.growth_step import step_point
+from benchmarks.performance.operations import Dimensions
 
 AXES = {
     "samples": "samples of a prompt (G)",
@@ -34,9 +35,6 @@ PARTS = {
 
 TOLERANCE = 0.1
 """By how much a fitted exponent may lie above the bound: times scatter, and small sizes hide constant parts."""
-
-_ENGINE_ENV = "PERFORMANCE_ENGINE"
-"""``transformers`` tries the benchmark without vLLM."""
 
 Point = Callable[[Shape], dict[str, float]]
 
@@ -89,10 +87,12 @@ def measure(size: str) -> dict[str, Any]:
     Args:
         size: ``"full"`` or ``"smoke"``.
     """
+    from transformers import AutoConfig
+
     from grpo_lightning.demo import prepare_model
 
     plans, model = (SMOKE if size == "smoke" else FULL), str(prepare_model())
-    chat, dims = encoder(model), Dimensions.of(model)
+    chat, dims = encoder(model), Dimensions.of(AutoConfig.from_pretrained(model))
     parts = {
         "step": _curves(plans["step"], lambda shape: step_point(shape, plans["step"].repeats)),
         "packing": _curves(plans["packing"], lambda shape: packing_point(shape, plans["packing"].repeats)),
@@ -103,9 +103,9 @@ def measure(size: str) -> dict[str, Any]:
     }
     for part, training in (("step", True), ("rollout", False)):
         for axis, curve in parts[part].items():
-            curve["work"] = [dims.flops(shape, training=training) for shape in plans[part].shapes(axis)]
+            curve["work"] = [dims.operations(shape, training=training) for shape in plans[part].shapes(axis)]
     return {
-        "engine": _engine_kind(),
+        "engine": engine_kind(),
         "bases": {part: asdict(plan.base) for part, plan in plans.items()},
         "parts": parts,
         "python": python_costs(parts, plans),
@@ -122,24 +122,17 @@ def _curves(plan: Plan, point: Point) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def _engine_kind() -> str:
-    return os.environ.get(_ENGINE_ENV, "vllm")
-
-
 def _rollouts(plan: Plan, model: str, chat: Any) -> dict[str, dict[str, list[float]]]:
     """All points with one engine, which has the adapter of a fresh policy."""
-    from grpo_lightning import TransformersEngine, VLLMEngine
     from grpo_lightning.adapters import save_adapter
     from grpo_lightning.loading import load_policy
-    from grpo_lightning.rollout.engine import EngineSpec, RolloutEngine
+    from grpo_lightning.rollout.engine import EngineSpec
     from grpo_lightning.rollout.types import AdapterRef
 
     shapes = [shape for axis in plan.sizes for shape in plan.shapes(axis)]
     # Room for what a text of about so many tokens may have more.
     length = 64 + max(shape.prompt_tokens + 2 * shape.episode_tokens for shape in shapes)
-    engine: RolloutEngine = (
-        TransformersEngine(dtype="bfloat16") if _engine_kind() == "transformers" else VLLMEngine(dtype="bfloat16")
-    )
+    engine = make_engine("bfloat16")
     engine.start(EngineSpec(model, 16, length, max(shape.prompts * shape.samples for shape in shapes)))
     try:
         engine.wait_until_ready()
@@ -151,52 +144,6 @@ def _rollouts(plan: Plan, model: str, chat: Any) -> dict[str, dict[str, list[flo
             return _curves(plan, lambda shape: rollout_point(engine, shape, chat, repr(shape), plan.repeats))
     finally:
         engine.close()
-
-
-@dataclass(frozen=True)
-class Dimensions:
-    """What the useful operations of a model depend on.
-
-    Attributes:
-        linear: Weights that every token is multiplied with, in all layers.
-        head: Weights of the output head.
-        attention: Query heads times their size, summed over layers.
-    """
-
-    linear: int
-    head: int
-    attention: int
-
-    @classmethod
-    def of(cls, model: str) -> "Dimensions":
-        """Of a Llama-like model with three matrices in each layer's feed-forward part."""
-        from transformers import AutoConfig
-
-        c: Any = AutoConfig.from_pretrained(model)
-        size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        own = 2 * c.hidden_size * size * (c.num_attention_heads + c.num_key_value_heads)
-        layer = own + 3 * c.hidden_size * c.intermediate_size
-        layers = c.num_hidden_layers
-        return cls(layers * layer, c.vocab_size * c.hidden_size, layers * c.num_attention_heads * size)
-
-    def flops(self, shape: Shape, *, training: bool) -> float:
-        """Floating-point operations without which it cannot be done; those of the adapter are left out.
-
-            forward  = 2 linear T + 2 head N + 4 attention (pairs of a token and one that it sees)
-            training = 4 linear T + 4 head N + 12 attention pairs        (frozen weights have no gradient)
-
-        ``T`` tokens go through the layers, each shared prompt once; ``N`` of them are sampled. The pairs grow with the
-        square of a sequence's length: attention's own quadratic part.
-
-        Args:
-            shape: The rollout.
-            training: Forward and backward pass; else the forward pass alone, as in sampling with all earlier tokens
-                cached.
-        """
-        prompt, own = shape.prompt_tokens, shape.episode_tokens
-        pairs = prompt * (prompt + 1) / 2 + shape.samples * (own * prompt + own * (own + 1) / 2)
-        linear = self.linear * shape.input_tokens + self.head * shape.sampled_tokens
-        return (4 if training else 2) * linear + (12 if training else 4) * self.attention * shape.prompts * pairs
 
 
 def python_costs(parts: Mapping[str, Any], plans: Mapping[str, Plan]) -> dict[str, float]:

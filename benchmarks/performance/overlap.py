@@ -15,6 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.performance.engines import make_engine
+from benchmarks.performance.paired import shown, spread
+
 SIZES: dict[str, dict[str, Any]] = {
     "full": {"pairs": 5, "epochs": 6, "prompts": 8, "samples": 8, "tokens": 24, "micro_batches": 2},
     "smoke": {"pairs": 1, "epochs": 4, "prompts": 2, "samples": 2, "tokens": 4, "micro_batches": 1},
@@ -93,7 +96,7 @@ def train(ahead: int, size: str) -> list[dict[str, float]]:
     import torch
     from lightning.pytorch import Callback, Trainer
 
-    from grpo_lightning import GRPOModule, RolloutDataModule, TransformersEngine, VLLMEngine
+    from grpo_lightning import GRPOModule, RolloutDataModule
     from grpo_lightning.demo import prepare_model
     from grpo_lightning.rewards import last_number_correct
     from grpo_lightning.tasks import SumTasks
@@ -118,11 +121,10 @@ def train(ahead: int, size: str) -> list[dict[str, float]]:
             self.metrics.append(pl_module.epoch_metrics())
 
     watch = Watch()
-    in_process = os.environ.get("PERFORMANCE_ENGINE", "vllm") == "transformers"
     data = RolloutDataModule(
         SumTasks(20),
         rewards=last_number_correct,
-        engine=TransformersEngine(dtype=_DTYPE) if in_process else VLLMEngine(dtype=_DTYPE, cpu_threads=1),
+        engine=make_engine(_DTYPE),
         prompts_per_rollout=shape["prompts"],
         samples_per_prompt=shape["samples"],
         max_tokens=shape["tokens"],
@@ -229,8 +231,14 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [f"| `rollouts_ahead` | {', s | '.join(names)}, s |", "|---|" + "---|" * len(names)]
     for ahead in ("0", "1"):
         epochs = [epoch for pair in result["pairs"] for epoch in pair[ahead]]
-        lines.append(f"| {ahead} | " + " | ".join(_shown([e[name] for e in epochs]) for name in names) + " |")
+        lines.append(f"| {ahead} | " + " | ".join(shown(spread([e[name] for e in epochs])) for name in names) + " |")
     found = [_ratios(pair) for pair in result["pairs"]]
+    rows = {
+        "overlap_ratio": "overlapped epoch / longer of its rollout and training",
+        "overlap_ratio_alone": "overlapped epoch / longer of both where nothing overlaps",
+        "overlap_ratio_without": "epoch without overlap / longer of its rollout and training",
+        "overlap_speedup": "epoch without overlap / overlapped epoch",
+    }
     lines += [
         "",
         f"{shape['prompts']} prompts x {shape['samples']} samples of at most {shape['tokens']} tokens, one core for "
@@ -238,18 +246,9 @@ def table(result: Mapping[str, Any]) -> str:
         "",
         "| | ratio |",
         "|---|---|",
-        f"| overlapped epoch / longer of its rollout and training | {_shown([r['overlap_ratio'] for r in found])} |",
-        "| overlapped epoch / longer of both where nothing overlaps | "
-        f"{_shown([r['overlap_ratio_alone'] for r in found])} |",
-        "| epoch without overlap / longer of its rollout and training | "
-        f"{_shown([r['overlap_ratio_without'] for r in found])} |",
-        f"| epoch without overlap / overlapped epoch | {_shown([r['overlap_speedup'] for r in found])} |",
+        *(f"| {text} | {shown(spread([ratios[name] for ratios in found]))} |" for name, text in rows.items()),
     ]
     return "\n".join(lines)
-
-
-def _shown(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def main() -> None:

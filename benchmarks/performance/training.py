@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.performance.batches import Shape
 from benchmarks.performance.machine import matmul_rates
+from benchmarks.performance.operations import Dimensions
 from benchmarks.performance.paired import alternate, ratio, shown, spread
 from benchmarks.performance.training_step import SIDES, step_point
 from grpo_lightning.demo import prepare_model
@@ -17,30 +18,6 @@ _PAIRS, _REPEATS = {"full": 5, "smoke": 1}, {"full": 3, "smoke": 1}
 _RATE = "bfloat16 [2048,2048]x[2048,2048]"
 
 
-def useful_operations(shape: Shape, model: Any) -> float:
-    """Floating-point operations that a packed step cannot do without.
-
-    Forward ``2 T W + 2 N V H`` with ``W`` weights of the layers, ``T`` packed tokens and ``N`` sampled ones, and as
-    many again for the gradient with respect to the inputs: frozen weights need none of their own. Attention, ``4 D`` a
-    pair of query and visible key in each head, takes three times its forward pass in all. The adapter, norms and
-    activations count as nothing.
-
-    Args:
-        shape: The batch.
-        model: The model's configuration.
-    """
-    hidden, inner, heads = model.hidden_size, model.intermediate_size, model.num_attention_heads
-    size = hidden // heads
-    keys = size * model.num_key_value_heads
-    weights = model.num_hidden_layers * (2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner)
-    inputs = shape.episode_tokens - 1
-    pairs = shape.prompt_tokens * (shape.prompt_tokens + 1) / 2
-    pairs += shape.samples * (inputs * shape.prompt_tokens + inputs * (inputs + 1) / 2)
-    attention = 4 * size * heads * model.num_hidden_layers * shape.prompts * pairs
-    head = 2 * shape.sampled_tokens * model.vocab_size * hidden
-    return float(2 * (2 * shape.input_tokens * weights + head) + 3 * attention)
-
-
 def measure(size: str) -> dict[str, Any]:
     """Steps of both sides in turns, each in a process of its own, between measurements of the matrix products.
 
@@ -49,7 +26,7 @@ def measure(size: str) -> dict[str, Any]:
     """
     from transformers import AutoConfig
 
-    config, found = AutoConfig.from_pretrained(str(prepare_model())), {}
+    dimensions, found = Dimensions.of(AutoConfig.from_pretrained(str(prepare_model()))), {}
     for name, shape in SHAPES[size].items():
         rates: list[float] = []
 
@@ -62,7 +39,7 @@ def measure(size: str) -> dict[str, Any]:
             "shape": vars(shape),
             "input_tokens": shape.input_tokens,
             "sampled_tokens": shape.sampled_tokens,
-            "useful_operations": useful_operations(shape, config),
+            "useful_operations": dimensions.operations(shape, training=True),
             "matmul_tflops": rates,
             **points,
         }

@@ -11,7 +11,6 @@ from benchmarks.performance.growth import (
     FULL,
     PARTS,
     SMOKE,
-    Dimensions,
     Plan,
     draw,
     exponent,
@@ -66,15 +65,6 @@ def test_a_curve_is_held_to_its_work_and_its_memory_to_a_straight_line(seconds, 
     curve = {"sizes": [1, 2, 4]} | {name: values for name, values in given.items() if values is not None}
     assert within(judged(curve)) is fine
     assert judged(curve)["bound"] >= 1
-
-
-def test_useful_operations():
-    dims = Dimensions(linear=100, head=10, attention=3)
-    shape = Shape(prompts=2, samples=2, prompt_tokens=4, completion_tokens=3)
-    # 16 tokens through the layers, 12 sampled; a prompt sees 10, each completion 12 of it and 6 of itself.
-    assert shape.input_tokens == 16
-    assert dims.flops(shape, training=False) == 2 * (1600 + 120) + 4 * 3 * 2 * (10 + 2 * 18)
-    assert dims.flops(shape, training=True) == 4 * (1600 + 120) + 12 * 3 * 2 * (10 + 2 * 18)
 
 
 def made_result():

@@ -1,28 +1,8 @@
 """What the sections of training and rollouts make of their measurements."""
 
 import pytest
-from transformers import LlamaConfig
 
 from benchmarks.performance import rollouts, training
-from benchmarks.performance.batches import Shape
-
-MODEL = LlamaConfig(
-    hidden_size=8,
-    intermediate_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    vocab_size=32,
-)
-
-
-def test_useful_operations_worked_by_hand():
-    # A layer has 8*8 (q), 2 * 8*4 (k, v), 8*8 (o) and 3 * 8*16 weights; 3 + 2 * 1 input tokens, 4 sampled.
-    layers = 2 * (64 + 64 + 64 + 384)
-    pairs = 6 + 2 * (3 + 1)
-    expected = 2 * (2 * 5 * layers + 2 * 4 * 32 * 8) + 3 * 4 * 4 * 2 * 2 * pairs
-    assert training.useful_operations(Shape(1, 2, 3, 2), MODEL) == expected
-
 
 TRAINING = {
     "rate": "a product",

@@ -46,15 +46,21 @@ def test_the_thread_does_not_keep_the_interpreter():
     assert ahead._thread.daemon
 
 
-def test_cancelling_ends_what_runs_at_once(loop):
+def endless(loop):
+    """What goes on until it is cancelled, and has begun."""
     cancel, begun = Cancel(), threading.Event()
 
-    async def endless():
+    async def work():
         begun.set()
         await asyncio.sleep(3600)
 
-    ahead = Ahead(lambda: loop.run(cancel.within(endless())), cancel)
+    ahead = Ahead(lambda: loop.run(cancel.within(work())), cancel)
     assert begun.wait(10)
+    return ahead
+
+
+def test_cancelling_ends_what_runs_at_once(loop):
+    ahead = endless(loop)
     begin = time.monotonic()
     ahead.cancel()
     assert time.monotonic() - begin < 3
@@ -84,14 +90,7 @@ def test_cancelling_ends_what_would_come(loop):
 
 
 def test_cancelling_after_the_loop_is_closed_is_nothing(loop):
-    cancel, begun = Cancel(), threading.Event()
-
-    async def endless():
-        begun.set()
-        await asyncio.sleep(3600)
-
-    ahead = Ahead(lambda: loop.run(cancel.within(endless())), cancel)
-    assert begun.wait(10)
+    ahead = endless(loop)
     loop.close()
     ahead.cancel()
     assert not ahead._thread.is_alive()
