@@ -217,3 +217,16 @@ class Assumptions:
     load: float = 0.15
     scores: bool = False
     sleeps: bool = True
+
+
+IDEAL = Assumptions(
+    train_share=1.0,
+    prefill_share=1.0,
+    decode_share=1.0,
+    bandwidth_share=1.0,
+    link_share=1.0,
+    balance=1.0,
+    adapter_cost=1.0,
+    checkpointing=False,
+)
+"""Every share 1: no epoch could be faster."""

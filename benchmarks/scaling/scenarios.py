@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.scaling.model import Epoch, epoch
 from benchmarks.scaling.parts import (
     H100,
+    IDEAL,
     QWEN_1_5B,
     QWEN_7B,
     SMOLLM_135M,
@@ -88,23 +89,8 @@ DEMO = Scenario(
     SMOLLM_135M,
     Cluster(trainers=1, servers=1, accelerator=CORES, colocated=True),
     Workload(prompts=16, samples=8, prompt_tokens=45, completion_tokens=13.7, longest=20, updates=2),
-    Assumptions(
-        train_share=1.0,
-        prefill_share=1.0,
-        decode_share=1.0,
-        bandwidth_share=1.0,
-        link_share=1.0,
-        balance=1.0,
-        adapter_cost=1.0,
-        checkpointing=False,
-        block=32,
-        batch=128,
-        memory_share=0.1,
-        dtype_bytes=4,
-        sleeps=False,
-    ),
+    replace(IDEAL, block=32, batch=128, memory_share=0.1, dtype_bytes=4, sleeps=False),
 )
-"""With every share 1: no epoch could be faster on that machine."""
 
 DEMO_MEASURED = {"rollout": 9.4, "training": 9.6}
 """Seconds: medians of the epochs 2 to 8 of one run of ``make demo``, whose answers had 13.7 tokens."""

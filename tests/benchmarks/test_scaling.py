@@ -26,12 +26,12 @@ from benchmarks.scaling.model import (
 from benchmarks.scaling.parts import (
     A100,
     H100,
+    IDEAL,
     QWEN_1_5B,
     QWEN_7B,
     SMOLLM_135M,
     Accelerator,
     Architecture,
-    Assumptions,
     Cluster,
     HostCosts,
     Workload,
@@ -43,21 +43,7 @@ TOY = Architecture("toy", 2, 4, 2, 1, 2, 8, 10, tied=True)
 WORK = Workload(prompts=2, samples=2, prompt_tokens=5, completion_tokens=4, longest=6, updates=2)
 CHIP = Accelerator("chip", flops=1000, bandwidth=100, memory=10_000)
 CLUSTER = Cluster(2, 2, CHIP, gradient_link=100, storage=100, host_link=100)
-GIVEN = Assumptions(
-    train_share=1,
-    prefill_share=1,
-    decode_share=1,
-    bandwidth_share=1,
-    link_share=1,
-    balance=1,
-    adapter_cost=1,
-    checkpointing=False,
-    block=4,
-    batch=4,
-    memory_share=1,
-    rank=3,
-    load=0.5,
-)
+GIVEN = replace(IDEAL, block=4, batch=4, memory_share=1, rank=3, load=0.5)
 HOST = HostCosts(episode=0.5, sampled_token=0.25, packed_token=0.1, handed_token=0.2)
 
 
