@@ -5,18 +5,17 @@ import contextlib
 import dataclasses
 import importlib.util
 import itertools
-import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Literal, TypeVar
 
-from grpo_lightning.errors import ConfigurationError, EngineDiedError, LogprobValidationError, RolloutError
+from grpo_lightning.errors import ConfigurationError, EngineDiedError, RolloutError
 from grpo_lightning.rollout.engine import CURRENT, Adapter, EngineSpec, require_directory, resolve
 from grpo_lightning.rollout.loop import EventLoopThread
 from grpo_lightning.rollout.types import AdapterRef, Generation, SamplingSettings
 from grpo_lightning.rollout.vllm_args import refuse_breaking_args, refuse_unknown_args
-from grpo_lightning.rollout.vllm_messages import finish_reason, lora_request
+from grpo_lightning.rollout.vllm_messages import generation, lora_request, sampling_params
 from grpo_lightning.rollout.vllm_process import EngineProcesses, engine_environment
 from grpo_lightning.rollout.vllm_sleep import Nap
 
@@ -290,47 +289,9 @@ class VLLMEngine:
             LogprobValidationError: If vLLM did not return one logprob for each sampled token.
             RolloutError: If the completion neither stopped nor reached its greatest length.
         """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         ref = resolve(adapter, self._current)
-        output = await self._request(
-            prompt_ids,
-            SamplingParams(
-                max_tokens=params.max_tokens,
-                temperature=params.temperature,
-                # Both are part of "processed" logprobs.
-                top_p=params.top_p,
-                top_k=params.top_k,
-                seed=seed,
-                logprobs=0,
-                # One list of numbers; otherwise a dict and an object for each token.
-                flat_logprobs=True,
-                stop_token_ids=list(params.stop_token_ids),
-                stop=list(params.stop),
-                include_stop_str_in_output=True,
-                detokenize=bool(params.stop),
-                # Added before the softmax. vLLM's bad_words would ban other spellings of a word too.
-                logit_bias=dict.fromkeys(params.banned_token_ids, -math.inf) or None,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            ),
-            ref,
-            cache_salt,
-        )
-        completion = output.outputs[0]
-        if completion.logprobs is None:
-            raise LogprobValidationError("vLLM returned no logprobs, although logprobs=0 asks for the sampled token's")
-        if list(completion.token_ids) != completion.logprobs.token_ids:
-            raise LogprobValidationError(
-                f"expected vLLM's logprobs of the {len(completion.token_ids)} sampled tokens, one each, but got "
-                f"{len(completion.logprobs.token_ids)} of other ones"
-            )
-        return Generation(
-            tuple(completion.token_ids),
-            tuple(completion.logprobs.logprobs),
-            finish_reason(completion),
-            -1 if ref is None else ref.version,
-        )
+        output = await self._request(prompt_ids, sampling_params(params, seed), ref, cache_salt)
+        return generation(output.outputs[0], -1 if ref is None else ref.version)
 
     async def score(self, token_ids: Sequence[int], *, adapter: Adapter = CURRENT) -> list[float]:
         """Log-probability of each token but the first, at temperature 1."""
