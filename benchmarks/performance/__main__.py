@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.performance import growth, overlap, rollouts, start, sync, training
+from benchmarks.performance import growth, overlap, paths, rollouts, start, sync, training
 from benchmarks.performance.machine import machine
 from benchmarks.performance.page import IMAGES, PAGE, write
 from benchmarks.performance.section import SIZES, Section, of
@@ -27,6 +27,7 @@ SECTIONS: dict[str, Section] = {
     "learning": of(learning),
     "rollouts": of(rollouts),
     "training": of(training),
+    "paths": of(paths),
     "sync": of(sync),
     "overlap": of(overlap),
     "start": of(start),

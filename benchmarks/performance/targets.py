@@ -32,6 +32,7 @@ TARGETS = {
     "lora_efficiency": Target("vLLM's tokens a second with LoRA over those without", 0.85, True),
     "train_matmul_share": Target("Useful operations of a bf16 training step over the matmul rate", 0.45, True),
     "peak_memory_ratio": Target("Peak memory of a step over that of the padded step with all logits", 0.5, False),
+    "paths_least_gain": Target("Least gain of a path that is taken for its speed", 1, True),
     "sync_milliseconds": Target("From the last update to ready, rank 16, milliseconds", 150, False, ".0f"),
     "overlap_ratio": Target("An overlapped epoch over the longer of rollout and training", 1.1, False),
     "start_ratio": Target("`fit` to the first sampled token over bare vLLM start and model load", 1.2, False),
