@@ -30,6 +30,7 @@ from grpo_lightning.diagnostics.marker import MarkerBench, Weights, families, ma
 from grpo_lightning.diagnostics.precision import both_exact
 from grpo_lightning.diagnostics.prefix_cache import PrefixCache
 from grpo_lightning.diagnostics.published import PublishedAdapters
+from grpo_lightning.diagnostics.rounding import NOISE, forward_rounding
 from grpo_lightning.diagnostics.verdict import Status, Verdict
 from grpo_lightning.errors import RolloutError
 from grpo_lightning.rollout.types import AdapterRef
@@ -191,7 +192,8 @@ def _precision(run: Run, bench: MarkerBench, weights: dict[str, Weights], noise:
         return wrong
     served = bench.served()
     rounding = {str(dtype).removeprefix("torch."): bench.trained(rounded(fine, dtype)) for dtype in _COARSER}
-    return check_precision(Marker("all", bench.trained(fine), served), rounding, noise, run.thresholds)
+    exact = forward_rounding(run) <= NOISE[torch.float32]
+    return check_precision(Marker("all", bench.trained(fine), served), rounding, noise, run.thresholds, exact=exact)
 
 
 def _applies(run: Run, bench: MarkerBench, weights: Weights, found: Preflight) -> bool | None:

@@ -136,12 +136,17 @@ def test_markers_within_the_noise_decide_nothing():
 
 
 class TestPrecision:
-    def verdict(self, seed, noise, share):
+    def verdict(self, seed, noise, share, *, effect=1e-3, own=0.0):
+        """An engine that serves a share of what bfloat16 does to the adapter, and a trainer with noise of its own."""
         made = Made(seed, noise)
         c = made.trained[0]
-        rounding = {"bfloat16": c + 1e-3 * made.normal(), "float16": c + 1e-4 * made.normal()}
-        served = made.noisy(c + share * (rounding["bfloat16"] - c))
-        return check_precision(Marker("all", c, served), rounding, noise, LIMITS)
+        known = {"bfloat16": c + effect * made.normal(), "float16": c + effect / 10 * made.normal()}
+        served = made.noisy(c + share * (known["bfloat16"] - c))
+        c, *rounded = (values + own * made.normal() for values in (c, *known.values()))
+        exact = own == 0
+        return check_precision(
+            Marker("all", c, served), dict(zip(known, rounded, strict=True)), noise, LIMITS, exact=exact
+        )
 
     def test_exact_and_rounded(self):
         for seed in range(200):
@@ -152,3 +157,13 @@ class TestPrecision:
 
     def test_bfloat16_cannot_tell(self):
         assert self.verdict(0, BFLOAT16, 1).status is Status.NO_POWER
+
+    @pytest.mark.parametrize("effect", [0.0, 0.5, 1.0, 2.0, 3.0, 6.0])
+    def test_a_trainers_own_rounding_is_no_engine_that_rounds(self, effect):
+        for seed in range(200):
+            verdict = self.verdict(seed, BFLOAT16, 0, effect=effect * BFLOAT16, own=BFLOAT16)
+            assert verdict.status is not Status.FAIL
+
+    def test_rounding_far_above_a_trainers_own_is_found(self):
+        for seed in range(200):
+            assert self.verdict(seed, BFLOAT16, 1, effect=6 * BFLOAT16, own=BFLOAT16).cause == "adapter_rounded"
