@@ -20,6 +20,7 @@ from grpo_lightning.adapter_config import (
 )
 from grpo_lightning.adapters import adapter_digest, read_adapter_config, read_adapter_weights
 from grpo_lightning.attention import SHARED_PROMPT, register
+from grpo_lightning.compiled import compile_layers
 from grpo_lightning.errors import ConfigurationError
 from grpo_lightning.model_source import require_model
 from grpo_lightning.policy import Policy
@@ -97,6 +98,7 @@ def load_policy(
     lora_dropout: float = 0.0,
     lora_targets: str | Sequence[str] = DEFAULT_TARGETS,
     gradient_checkpointing: bool = False,
+    torch_compile: bool = False,
 ) -> Policy:
     """Load a base model and make a policy of it.
 
@@ -116,6 +118,7 @@ def load_policy(
         lora_targets: Layers that get a fresh adapter: a name or a list of names, ``"all-linear"`` (all but the output
             head), or any other string as a regular expression for whole module names.
         gradient_checkpointing: Recompute layers in the backward pass instead of keeping their activations.
+        torch_compile: Compile the layers for packed batches (`compiled.compile_layers`).
 
     Raises:
         ConfigurationError: If there is no such model, the settings contradict each other, the adapter does not fit the
@@ -145,6 +148,8 @@ def load_policy(
     if gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.enable_input_require_grads()
+    if torch_compile:
+        compile_layers(base)
     if config is None:
         narrow = {p.dtype for p in base.parameters()} - {torch.float32, torch.float64}
         if narrow:

@@ -88,7 +88,7 @@ class FusedLoRALinear(Linear):  # type: ignore[misc]
         if len(names) != 1 or self.disable_adapters or self.merged or type(self.base_layer) is not nn.Linear:
             return None
         name, weight = names[0], self.base_layer.weight
-        drops = self.training and getattr(self.lora_dropout[name], "p", 0.0) > 0
+        drops = getattr(self.lora_dropout[name], "p", 0.0) > 0 and self.training
         other = name in self.lora_variant or self.lora_B[name].bias is not None or weight.requires_grad
         # Under autocast the dtypes that the operation sees are not those that it should compute in.
         kind = x.device.type

@@ -14,6 +14,7 @@ from grpo_lightning.attention import SHARED_PROMPT
 from grpo_lightning.bounds import require_not_negative
 from grpo_lightning.checkpoint_check import StartRecord
 from grpo_lightning.coefficients import Coefficients, Controls
+from grpo_lightning.compiled import as_in_training
 from grpo_lightning.diagnostics import MicroBatchEvidence
 from grpo_lightning.diagnostics.update import Update, gradient_norm, micro_batch_evidence
 from grpo_lightning.distributed import processes
@@ -55,6 +56,8 @@ class GRPOModule(PolicyModule):
             give the same result with a dense mask, ``"flex_attention"`` (GPU only, untested there) with a block mask;
             others compute each prompt once per sample.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        torch_compile: Compile the layers: training steps are faster (see ``docs/performance.md``) once the first has
+            waited for the compiler, about a minute on two cores. Needs a C++ compiler on CPUs.
         lora_rank: Rank of a fresh adapter.
         lora_alpha: Scale of a fresh adapter times its rank.
         lora_dropout: Dropout before the adapter. 0, because noise in the ratio hides what the detectors look for.
@@ -105,6 +108,7 @@ class GRPOModule(PolicyModule):
         dtype: Dtype = "auto",
         attn_implementation: str = SHARED_PROMPT,
         gradient_checkpointing: bool = False,
+        torch_compile: bool = False,
         lora_rank: int = DEFAULT_RANK,
         lora_alpha: float = DEFAULT_ALPHA,
         lora_dropout: float = 0.0,
@@ -267,7 +271,7 @@ class GRPOModule(PolicyModule):
             logprobs = current.logprobs
             reference = torch.full_like(logprobs, torch.nan)
             if objective.kl_coef:
-                with self.policy.reference():
+                with as_in_training(), self.policy.reference():
                     reference, *_ = self.policy.token_logprobs(batch)
         with self.phases("train_loss"):
             loss, evidence = self._judged(objective, batch, current, reference)
@@ -312,7 +316,8 @@ class GRPOModule(PolicyModule):
                     found["reference"] = self.policy.token_logprobs(batch).logprobs
             return found
 
-        with evaluating(self.policy), torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        quiet = self.trainer.precision_plugin.forward_context()
+        with evaluating(self.policy), torch.no_grad(), as_in_training(), quiet:
             return rescore(rollout.batches, rollout.layout, compute)
 
     def _note_gradient(self, micro_batch: int, real: Tensor, gradient: Tensor) -> None:

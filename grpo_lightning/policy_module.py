@@ -24,6 +24,7 @@ from grpo_lightning.checkpoint_check import (
     start_record,
 )
 from grpo_lightning.checkpoint_io import DurableCheckpointIO
+from grpo_lightning.compiled import require_compiler
 from grpo_lightning.datamodule import RolloutDataModule
 from grpo_lightning.errors import CheckpointError, ConfigurationError
 from grpo_lightning.freed_memory import keep_freed_memory
@@ -83,6 +84,7 @@ class PolicyModule(LightningModule):
                 lora_dropout=h["lora_dropout"],
                 lora_targets=h["lora_targets"],
                 gradient_checkpointing=h["gradient_checkpointing"],
+                torch_compile=h["torch_compile"],
             )
             self.policy.check_head()
             self._start_record = start_record(self.policy)
@@ -132,6 +134,8 @@ class PolicyModule(LightningModule):
         strategy = self.trainer.strategy
         if strategy.root_device.type == "cpu":
             keep_freed_memory()
+            if stage == "fit" and self.hparams["torch_compile"]:
+                require_compiler()
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = DurableCheckpointIO(partial(self.phases, "checkpoint"))
         elif isinstance(strategy.checkpoint_io, _WrappingCheckpointIO):

@@ -1,12 +1,12 @@
 """Section ``paths``: each way that is taken for its speed against the plain one, in turns."""
 
 import contextlib
-import ctypes
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +17,7 @@ from benchmarks.performance.batches import Shape, made_batch
 from benchmarks.performance.engines import engine_kind
 from benchmarks.performance.growth_parts import collected, encoder
 from benchmarks.performance.paired import alternate, ratio, shown, spread
+from benchmarks.performance.training_step import GIVEN_BACK, PACKED, step_point
 from grpo_lightning import GRPOModule, VLLMEngine, attention
 from grpo_lightning.adapters import save_adapter
 from grpo_lightning.demo import prepare_model
@@ -28,8 +29,10 @@ from grpo_lightning.rollout.types import AdapterRef
 
 _STEP = {"full": Shape(8, 8, 46, 64), "smoke": Shape(1, 2, 16, 8)}
 _ROLLOUT = {"full": Shape(8, 8, 45, 32), "smoke": Shape(2, 2, 45, 4)}
-_PAIRS, _STARTS, _RANK = {"full": 5, "smoke": 1}, {"full": 3, "smoke": 1}, 16
-_MMAP_THRESHOLD, _TRIM_THRESHOLD, _GLIBC_DEFAULT = -3, -1, 128 * 2**10
+_PAIRS, _STARTS, _REPEATS = {"full": 5, "smoke": 1}, {"full": 3, "smoke": 1}, {"full": 3, "smoke": 1}
+_RANK = 16
+_COMPILED = "layers compiled (`torch_compile`), against not"
+_MEMORY = "freed memory kept, against glibc's default"
 
 
 @contextlib.contextmanager
@@ -44,24 +47,12 @@ def _pefts_lora(module: Any) -> Iterator[None]:
             layer.__class__ = FusedLoRALinear
 
 
-@contextlib.contextmanager
-def _freed_memory_goes_back(module: Any) -> Iterator[None]:
-    mallopt = ctypes.CDLL(None).mallopt
-    for setting in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-        mallopt(setting, _GLIBC_DEFAULT)
-    try:
-        yield
-    finally:
-        keep_freed_memory()
-
-
 TRAINING: dict[str, Callable[[Any], AbstractContextManager[Any]]] = {
     "LoRA layers as one operation, against PEFT's": _pefts_lora,
     "attention in float32, against bfloat16": lambda module: patch.object(
         attention, "attention_dtype", lambda dtype, device: dtype
     ),
     "logits in blocks, against whole chunks": lambda module: patch.object(logprobs, "BLOCK_BYTES", 2**40),
-    "freed memory kept, against glibc's default": _freed_memory_goes_back,
 }
 """What takes each fast path of the training step away from a module."""
 
@@ -90,11 +81,10 @@ def measure(size: str) -> dict[str, Any]:
 
 def _steps(size: str) -> dict[str, dict[str, list[float]]]:
     keep_freed_memory()
-    module: Any = GRPOModule(str(prepare_model()), dtype="bfloat16", lora_rank=_RANK)
-    module.configure_model()
+    plain, compiled = _module(), _module(torch_compile=True)
     batch = made_batch(_STEP[size])
 
-    def step(context: AbstractContextManager[Any]) -> float:
+    def step(module: Any, context: AbstractContextManager[Any]) -> float:
         with context:
             begin = time.perf_counter()
             loss, _ = module.batch_loss(batch)
@@ -103,27 +93,42 @@ def _steps(size: str) -> dict[str, dict[str, list[float]]]:
         module.zero_grad(set_to_none=False)
         return seconds
 
-    return {
-        name: alternate(
-            {"with": lambda: step(contextlib.nullcontext()), "without": lambda off=off: step(off(module))},  # type: ignore[misc]
-            _PAIRS[size],
-            warmups=1,
-            tell=lambda side, number, seconds, name=name: print(f"{name}: {side} {number} {seconds:.2f} s", flush=True),  # type: ignore[misc]
-        )
+    whole = partial(step, plain, contextlib.nullcontext())
+    sides = {
+        name: (whole, lambda off=off: step(plain, off(plain)))  # type: ignore[misc]
         for name, off in TRAINING.items()
     }
+    sides[_COMPILED] = (partial(step, compiled, contextlib.nullcontext()), whole)
+    # What a process has taken from the system and kept, it goes on using: this needs processes of its own.
+    sides[_MEMORY] = (partial(_fresh, PACKED, size), partial(_fresh, GIVEN_BACK, size))
+    return {
+        name: alternate({"with": taken, "without": left}, _PAIRS[size], warmups=1, tell=partial(_tell, name))
+        for name, (taken, left) in sides.items()
+    }
+
+
+def _fresh(side: str, size: str) -> float:
+    return step_point(side, _STEP[size], _REPEATS[size])["seconds"]
+
+
+def _module(**settings: Any) -> Any:
+    module = GRPOModule(str(prepare_model()), dtype="bfloat16", lora_rank=_RANK, **settings)
+    module.configure_model()
+    return module
+
+
+def _tell(path: str, side: str, number: int, seconds: float) -> None:
+    print(f"{path}: {side} {number} {seconds:.2f} s", flush=True)
 
 
 def _rollouts(size: str) -> dict[str, dict[str, list[float]]]:
     with tempfile.TemporaryDirectory() as folder:
-        module: Any = GRPOModule(str(prepare_model()), dtype="bfloat16", lora_rank=_RANK)
-        module.configure_model()
-        save_adapter(module.policy, Path(folder) / "adapter")
+        save_adapter(_module().policy, Path(folder) / "adapter")
         adapter = AdapterRef("performance", 1, Path(folder) / "adapter", 0)
         seconds = alternate(
             {name: lambda given=given: _rollout(adapter, _ROLLOUT[size], **given) for name, given in ENGINE.items()},  # type: ignore[misc]
             _STARTS[size],
-            tell=lambda side, number, result: print(f"{side}: {number} {result:.2f} s", flush=True),
+            tell=partial(_tell, "rollout"),
         )
     shipped = seconds.pop("as shipped")
     return {name: {"with": shipped, "without": without} for name, without in seconds.items()}

@@ -11,7 +11,7 @@ from benchmarks.performance.training_step import SIDES, step_point
 from grpo_lightning.demo import prepare_model
 
 SHAPES = {
-    "full": {"short": Shape(8, 8, 46, 64), "long": Shape(2, 8, 1000, 64)},
+    "full": {"short": Shape(8, 8, 46, 64), "long": Shape(1, 8, 1000, 64)},
     "smoke": {"short": Shape(1, 2, 16, 8)},
 }
 _PAIRS, _REPEATS = {"full": 5, "smoke": 1}, {"full": 3, "smoke": 1}

@@ -1,25 +1,29 @@
 """A training step of the demo's model in a process of its own, by this project or as it is plainly written.
 
-Run: python -m benchmarks.performance.training_step {packed,padded} '{"prompts": 2, "samples": 4, ...}' REPEATS
+Run: python -m benchmarks.performance.training_step packed '{"prompts": 2, "samples": 4, ...}' REPEATS
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from benchmarks.performance.batches import Shape, made_batch
 from benchmarks.performance.growth_step import WARM, restarted_peak, run_module, status
 
-SIDES = ("packed", "padded")
+PACKED, PADDED, GIVEN_BACK = "packed", "padded", "packed, freed memory given back"
+SIDES = (PACKED, PADDED)
+"""What section ``training`` compares."""
 
 
 def step_point(side: str, shape: Shape, repeats: int) -> dict[str, float]:
     """Measure a step in a fresh process.
 
     Args:
-        side: One of `SIDES`.
+        side: One of `STEPS`.
         shape: The batch.
         repeats: Steps; the fastest counts.
 
@@ -29,14 +33,19 @@ def step_point(side: str, shape: Shape, repeats: int) -> dict[str, float]:
     return run_module("benchmarks.performance.training_step", side, json.dumps(asdict(shape)), str(repeats))
 
 
-def packed() -> Any:
-    """The step of `GRPOModule`: prompts shared, logits in chunks, with the memory settings of its `setup`."""
+def packed(*, keeps_memory: bool = True) -> Any:
+    """The step of a compiled `GRPOModule`: prompts shared, logits in chunks.
+
+    Args:
+        keeps_memory: Whether with the memory settings of its `setup`.
+    """
     from grpo_lightning import GRPOModule
     from grpo_lightning.demo import prepare_model
     from grpo_lightning.freed_memory import keep_freed_memory
 
-    keep_freed_memory()
-    module: Any = GRPOModule(str(prepare_model()), dtype="bfloat16")
+    if keeps_memory:
+        keep_freed_memory()
+    module: Any = GRPOModule(str(prepare_model()), dtype="bfloat16", torch_compile=True)
     module.configure_model()
 
     def step(shape: Shape) -> None:
@@ -74,11 +83,19 @@ def padded() -> Any:
     return step
 
 
+STEPS: dict[str, Callable[[], Any]] = {
+    PACKED: packed,
+    PADDED: padded,
+    GIVEN_BACK: partial(packed, keeps_memory=False),
+}
+"""What can be measured."""
+
+
 def measured(side: str, shape: Shape, repeats: int) -> dict[str, float]:
     """Forward and backward pass of one batch, in bfloat16.
 
     Args:
-        side: One of `SIDES`.
+        side: One of `STEPS`.
         shape: The batch.
         repeats: Steps.
 
@@ -86,7 +103,7 @@ def measured(side: str, shape: Shape, repeats: int) -> dict[str, float]:
         ``seconds`` of the fastest, wall clock. ``bytes``: the largest resident memory during the steps, above what was
         resident before the first: weights, gradients and libraries are there by then.
     """
-    step = {"packed": packed, "padded": padded}[side]()
+    step = STEPS[side]()
     step(WARM)
     before, found = restarted_peak(), []
     for _ in range(repeats):

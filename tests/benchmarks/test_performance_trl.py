@@ -72,7 +72,10 @@ def seconds_of(settings):
     if settings.batch > 32:
         return {"problem": "killed"}
     seconds = 40 + 30 * (settings.dtype == "float32") - 5 * settings.autocast + 20 * settings.checkpointing
-    return {"seconds": seconds - settings.batch / 4 + 40 * (settings.threads == 1) - settings.preload, "peak_gib": 3.0}
+    return {
+        "seconds": seconds - settings.batch / 4 + 40 * (settings.threads == 1 or settings.compile) - settings.preload,
+        "peak_gib": 3.0,
+    }
 
 
 def test_the_search_finds_the_best_and_keeps_what_it_tried():
@@ -173,8 +176,8 @@ def test_the_table_of_speeds(result):
     text = speed.table(result)
     assert "| grpo-lightning | 32.00 (16.00 to 32.00) | 2.0 (2.0 to 4.0) | 16.0 (8.0 to 16.0) | 2.0 GiB |" in text
     assert "| short | TRL | 6.00 | 3.00 |  |  | 23.00 |" in text
-    assert "| short | bfloat16 | no | 2 | 16 | no | no | no | **31.0** |" in text
-    assert "| short | bfloat16 | no | 1 | 16 | no | no | no | a/b |" in text
+    assert "| short | bfloat16 | no | 2 | 16 | no | no | no | no | **31.0** |" in text
+    assert "| short | bfloat16 | no | 1 | 16 | no | no | no | no | a/b |" in text
 
 
 def test_pictures(result, tmp_path):

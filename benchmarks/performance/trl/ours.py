@@ -106,7 +106,9 @@ def main() -> None:
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(GRPOModule(asked["model"], dtype="bfloat16", learning_rate=case.learning_rate), data)
+    compiles = asked.get("torch_compile", False)
+    module = GRPOModule(asked["model"], dtype="bfloat16", torch_compile=compiles, learning_rate=case.learning_rate)
+    trainer.fit(module, data)
 
 
 if __name__ == "__main__":

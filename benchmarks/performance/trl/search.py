@@ -22,6 +22,7 @@ class Settings:
         checkpointing: Gradient checkpointing, TRL's default.
         continuous: transformers' continuous batching in place of ``generate``.
         preload: The allocator and OpenMP libraries that this project's engine preloads.
+        compile: ``torch_compile``; the step that waits for the compiler is not counted.
     """
 
     dtype: str = "bfloat16"
@@ -31,6 +32,7 @@ class Settings:
     checkpointing: bool = False
     continuous: bool = False
     preload: bool = False
+    compile: bool = False
 
 
 Step = Callable[[Settings, float | None], Mapping[str, Any]]
@@ -53,6 +55,7 @@ def axes(case: Case, cores: int) -> list[tuple[str, Sequence[Mapping[str, Any]]]
         ("preload", [{"preload": True}]),
         ("continuous", [{"continuous": True}]),
         ("threads", [{"threads": 1}] if cores > 1 else []),
+        ("compile", [{"compile": True}]),
     ]
 
 

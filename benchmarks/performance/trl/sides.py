@@ -17,6 +17,9 @@ from benchmarks.trl_losses.__main__ import ENVIRONMENT, setup
 MEMORY = 0.6
 """Share of the machine's memory that TRL may take: this project's side has to fit beside it."""
 
+COMPILER_SECONDS = 600.0
+"""Limit for the first step with ``torch_compile``."""
+
 
 def trl_python() -> Path:
     """Python of TRL's environment, which is made if there is none."""
@@ -98,7 +101,7 @@ def best_settings(case: Case, model: str, size: str) -> dict[str, Any]:
     about = {"case": asdict(case), "cores": cores()}
     known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     tried = known["tried"] if known.get("about") == about else []
-    spec = asked(case, model, 1)
+    spec = asked(case, model, 2)
 
     def step(settings: Settings, limit: float | None) -> Mapping[str, Any]:
         before = asdict(settings)
@@ -122,6 +125,8 @@ def _step(spec: Mapping[str, Any], settings: Settings, limit: float | None) -> M
     try:
         with theirs(spec, settings) as side:
             side.ready()
+            if settings.compile:
+                side.turn(COMPILER_SECONDS)
             found = side.turn() if limit is None else side.turn(limit)
     except TimeIsUp:
         return {"problem": f"stopped after {limit:.0f} s, {GIVE_UP} times the best"}

@@ -40,7 +40,7 @@ def compared(case: Case, model: str, pairs: int, size: str) -> dict[str, Any]:
         size: ``"full"`` or ``"smoke"``.
     """
     searched = best_settings(case, model, size)
-    spec = asked(case, model, pairs + 1)
+    spec = {**asked(case, model, pairs + 1), "torch_compile": True}
     with theirs(spec, Settings(**searched["best"])) as trl, ours(spec) as own:
         trl.ready()
         own.ready()
@@ -135,15 +135,15 @@ def _settings(result: Mapping[str, Any]) -> list[str]:
         "TRL's settings, one step each, the fastest taken (marked):",
         "",
         "| Case | dtype | bf16 autocast | threads | micro-batch | checkpointing | continuous batching | preload | "
-        "seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "compile | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for title, case in result["cases"].items():
         best = case["search"]["best"]
         for tried in case["search"]["tried"]:
             mark = "**" if best.items() <= tried.items() else ""
             took = f"{mark}{tried['seconds']:.1f}{mark}" if "seconds" in tried else tried["problem"].replace("|", "/")
-            flags = [_flag(tried[name]) for name in ("checkpointing", "continuous", "preload")]
+            flags = [_flag(tried[name]) for name in ("checkpointing", "continuous", "preload", "compile")]
             cells = [title, tried["dtype"], _flag(tried["autocast"]), str(tried["threads"]), str(tried["batch"])]
             lines.append(f"| {' | '.join([*cells, *flags, took])} |")
     return lines

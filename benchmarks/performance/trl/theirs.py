@@ -98,6 +98,7 @@ def trainer_of(asked: Mapping[str, Any], folder: str, callbacks: Sequence[Traine
         per_device_train_batch_size=settings["batch"],
         gradient_accumulation_steps=completions // settings["batch"],
         gradient_checkpointing=settings["checkpointing"],
+        torch_compile=settings["compile"],
         use_transformers_continuous_batching=settings["continuous"],
         num_generations=case["samples"],
         max_completion_length=case["tokens"],
