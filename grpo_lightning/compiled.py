@@ -87,6 +87,19 @@ def _probe(values: Tensor) -> Tensor:
     return values.sin() * 2
 
 
+@contextlib.contextmanager
+def _one_mode(layer: nn.Module) -> Iterator[None]:
+    """Attention that drops nothing is the same in both modes, and would be compiled for each."""
+    evaluating = [m for m in layer.children() if getattr(m, "attention_dropout", None) == 0.0 and not m.training]
+    for module in evaluating:
+        module.training = True
+    try:
+        yield
+    finally:
+        for module in evaluating:
+            module.training = False
+
+
 def _compiled(kind: type[nn.Module]) -> type[nn.Module]:
     """A class of layers under the same name, for FSDP and transformers look for it."""
     run: Callable[..., Tensor] = torch.compile(kind.forward, dynamic=True)
@@ -101,7 +114,7 @@ def _compiled(kind: type[nn.Module]) -> type[nn.Module]:
             if not (wanted and hidden_states.requires_grad):
                 # The first layer, and passes without gradients, would have graphs of their own.
                 hidden_states = hidden_states.detach().requires_grad_()
-            with torch.enable_grad():
+            with torch.enable_grad(), _one_mode(self):
                 output = run(self, hidden_states, *args, **kwargs)
             return output if wanted else output.detach()
 

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from grpo_lightning import GRPOModule, RolloutDataModule, TransformersEngine, VLLMEngine
+from grpo_lightning import GRPOModule, RolloutDataModule, TransformersEngine, VLLMEngine, compiled
 from grpo_lightning.callbacks import AdapterExport, CompletionLog, RunSummary, TrajectoryStore
 from grpo_lightning.errors import GRPOError
 from grpo_lightning.tasks import SumTasks
@@ -65,6 +65,7 @@ REWARDS = {"length": length, "broken": broken, "uneven": uneven, "flat": flat}
 def main() -> None:
     model, folder, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
     seed_everything(7)
+    compiled.FEWEST_TOKENS = settings.get("fewest_tokens", compiled.FEWEST_TOKENS)
     record = Record()
     if settings.get("fault") == "recompute":
         import grpo_lightning.module

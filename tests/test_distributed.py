@@ -76,6 +76,7 @@ VARIANTS = {
     "kl in the reward": {"module": {"kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.5, "kl_target": 1e-3}},
     "constant": {"module": {"aggregation": "constant"}},
     "sequences": {"module": {"ratio_level": "sequence", "entropy_coef": 0.01}},
+    "compiled": {"module": {"torch_compile": True}, "fewest_tokens": 1},
     "over the batch": {"rollout": {"advantage": "reinforce_pp", "max_refills": 1}, "reward": "flat"},
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from grpo_lightning.compiled import as_in_training
 from grpo_lightning.diagnostics.examination import Run
 from grpo_lightning.distributed import processes
 from grpo_lightning.policy import evaluating
@@ -61,5 +62,6 @@ def _computing(run: Run, *, training: bool) -> Iterator[None]:
     """Compute as training does, without gradient and without using up its random numbers."""
     devices = [run.module.device] if run.module.device.type == "cuda" else []
     mode = contextlib.nullcontext() if training else evaluating(run.module)
-    with mode, torch.no_grad(), run.trainer.precision_plugin.train_step_context(), torch.random.fork_rng(devices):
+    precision = run.trainer.precision_plugin.train_step_context()
+    with mode, torch.no_grad(), as_in_training(), precision, torch.random.fork_rng(devices):
         yield
