@@ -19,7 +19,16 @@ CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--data.engine=fakes.
 
 LEFT_TO_THE_BASE = {
     # Model, engine, learning rate.
-    *("self", "model", "adapter", "full_finetuning", "dtype", "attn_implementation", "gradient_checkpointing"),
+    *(
+        "self",
+        "model",
+        "adapter",
+        "full_finetuning",
+        "dtype",
+        "attn_implementation",
+        "gradient_checkpointing",
+        "torch_compile",
+    ),
     *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"),
     *("learning_rate", "weight_decay", "warmup_updates", "lr_schedule"),
     # Tasks, rewards, sizes.
